@@ -1,0 +1,60 @@
+# make demo, make test and make bench each set up .venv by themselves; nothing else is needed first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
+BIN     = $(VENV)/bin
+
+DEMO_EXTRAS = demo
+TEST_EXTRAS = demo,jax,cli,dev
+
+# Arguments for the programs: make demo DEMO_ARGS=--quick, make test PYTEST_ARGS="-k moments"
+DEMO_ARGS   ?=
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean
+
+help:
+	@echo "make demo    train small networks with and without batch norm, write a page of curves"
+	@echo "make test    ruff, mypy and pytest"
+	@echo "make bench   compare speed with PyTorch and JAX (takes minutes)"
+	@echo "make lint    ruff and mypy only"
+	@echo "make clean   remove .venv, caches and what the demo wrote"
+
+# A stamp per set of extras: pip runs again only when the requirements have changed.
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	    "Python 3.11 or newer is needed; $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -f $(VENV)/bin/python; \
+	    echo "could not make $(VENV); on Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 1; }
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): a minute or two the first time"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(DEMO_EXTRAS)]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): a minute or two the first time"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(TEST_EXTRAS)]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m normkit.demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

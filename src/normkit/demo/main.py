@@ -1,0 +1,157 @@
+"""The command: its arguments, the runs, the table, the page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from normkit.demo.networks import Init, Network
+    from normkit.demo.training import Result
+
+DEFAULT_OUT = Path("out/demo.html")
+MOST_SEED = 2**32 - 4  # scikit-learn's limit, less the seeds that follow the first
+
+
+@dataclass(frozen=True)
+class Trial:
+    network: Network
+    steps: int
+    rates: tuple[float, float]
+
+
+TRIALS = (
+    Trial("dense", 600, (0.02, 1.0)),
+    Trial("convolutional", 200, (0.01, 0.2)),
+)
+"""Rates at which the two ways differ; the page says what happens at other rates."""
+
+SEEDS = 3
+QUICK_SEEDS = 1
+QUICK_SHARE = 5  # of the steps, one in so many
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return _demo(options.out, options.seed, options.quick, options.init, options.open)
+    except KeyboardInterrupt:
+        print("\ninterrupted; no page was written", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("normkit"):
+            raise
+        print(
+            f"normkit.demo: error: {error.name} is not installed; pip install 'normkit[demo]'",
+            file=sys.stderr,
+        )
+        return 1
+    except OSError as error:
+        print(f"normkit.demo: error: the page could not be written: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="normkit.demo",
+        description="Two small networks learn handwritten digits with batch norm and without.",
+    )
+    parser.add_argument("--quick", action="store_true", help="one seed and a fifth of the steps")
+    parser.add_argument(
+        "--seed",
+        type=_seed,
+        default=0,
+        metavar="N",
+        help="of the split, the weights and the batches (default: 0)",
+    )
+    parser.add_argument(
+        "--init",
+        choices=("torch", "he"),
+        default="torch",
+        help="initial weights: PyTorch's default, or He's",
+    )
+    parser.add_argument(
+        "--out",
+        type=_file,
+        default=DEFAULT_OUT,
+        metavar="FILE",
+        help=f"the page of learning curves (default: {DEFAULT_OUT})",
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    return parser
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed <= MOST_SEED:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 0 to {MOST_SEED}, got {text!r}"
+        )
+    return seed
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.name:
+        raise argparse.ArgumentTypeError(f"expected a file to write, got the folder {text!r}")
+    if path.suffix.lower() not in {".html", ".htm"}:
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .html, got {text!r}")
+    return path
+
+
+def _demo(out: Path, seed: int, quick: bool, init: Init, show: bool) -> int:
+    # Imported late: --help and wrong arguments are answered at once.
+    from normkit.demo import page, summary
+    from normkit.report import save
+
+    out.parent.mkdir(parents=True, exist_ok=True)  # found out before the work rather than after
+    results = _train(seed, quick, init)
+    groups = summary.grouped(results)
+    found = summary.findings(groups)
+    holds, checked = summary.agreement(results)
+    print(summary.table(groups))
+    print()
+    print("\n".join([*found, checked]))
+    save(out, page.render(groups, found, checked, init))
+    print(f"Learning curves: {out.resolve()}")
+    if show:
+        webbrowser.open(out.resolve().as_uri())
+    return 0 if holds else 1
+
+
+def _train(seed: int, quick: bool, init: Init) -> list[Result]:
+    from normkit.demo.data import digits
+    from normkit.demo.progress import progress
+    from normkit.demo.training import Run, prepare, train
+
+    seeds = range(seed, seed + (QUICK_SEEDS if quick else SEEDS))
+    share = QUICK_SHARE if quick else 1
+    runs = [
+        Run(trial.network, batch_norm, rate, trial.steps // share, one, init)
+        for trial in TRIALS
+        for rate in trial.rates
+        for batch_norm in (True, False)
+        for one in seeds
+    ]
+    data = {one: digits(one) for one in seeds}
+    prepare(data[seed])
+    results = []
+    with progress(len(runs)) as bar:
+        for run in runs:
+            bar.started(run)
+            results.append(train(run, data[run.seed], bar.measured))
+            bar.finished(results[-1])
+    return results

@@ -1,0 +1,62 @@
+"""Errors that say what was received, what was expected and what to do about it.
+
+Each is a ``ValueError`` or a ``TypeError``, so that code which knows nothing of normkit catches
+them as it always has.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DTypeError",
+    "NormError",
+    "NotNormalizableError",
+    "OptionError",
+    "SavedError",
+    "ShapeError",
+]
+
+
+def _message(problem: str, received: object, expected: str, remedy: str) -> str:
+    return f"{problem}: received {received}, expected {expected}. {remedy}"
+
+
+class _Explained(Exception):
+    """Builds its text from the four things that a reader needs."""
+
+    def __init__(self, problem: str, *, received: object, expected: str, remedy: str) -> None:
+        self.received, self.expected, self.remedy = received, expected, remedy
+        super().__init__(_message(problem, received, expected, remedy))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), str(self), self.__dict__)
+
+
+def _restore(kind: type[Exception], text: str, state: dict[str, object]) -> Exception:
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    error.__dict__.update(state)
+    return error
+
+
+class NormError(_Explained, ValueError):
+    """A norm was described with a value that it cannot have."""
+
+
+class ShapeError(_Explained, ValueError):
+    """An array's shape does not fit."""
+
+
+class OptionError(_Explained, ValueError):
+    """An option has a value that it cannot have, or two options contradict each other."""
+
+
+class SavedError(_Explained, ValueError):
+    """What forward saved does not fit this backward."""
+
+
+class DTypeError(_Explained, TypeError):
+    """An argument's type or dtype is not one that can be normalized."""
+
+
+class NotNormalizableError(_Explained, TypeError):
+    """The object is no array of a library that follows the array API standard."""

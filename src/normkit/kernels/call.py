@@ -1,0 +1,68 @@
+"""One call as every backend sees it, and what a backend must be able to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from normkit.epilogues import Activation
+from normkit.layout import Layout
+
+Array = Any
+
+
+@dataclass(slots=True)
+class Call:
+    """Checked arguments of one forward, and of the backward that follows it."""
+
+    layout: Layout
+    eps: float
+    center: bool
+    scale: bool
+    x: Array
+    gamma: Array = None
+    beta: Array = None
+    affine: str | None = None  # "channel", "sample" or "element"
+    mask: Array = None  # bool, cube-shaped or broadcastable to it
+    residual: Array = None
+    activation: Activation | None = None
+
+
+class Backend(Protocol):
+    """Passes over x. Statistics are arrays on the layout's grid (sample, channel, position sets).
+
+    ``slope`` and ``offset`` make x_hat = slope * (x - mean) + offset; see
+    :mod:`normkit.coefficients` for these and for ``linear`` and ``constant``.
+    """
+
+    name: str
+
+    def namespace(self) -> Any:
+        """The array library of the statistics."""
+
+    def counts(self, call: Call) -> Any:
+        """Elements in each set: a number, or an array that broadcasts to the grid."""
+
+    def moments(self, call: Call) -> tuple[Array, Array]:
+        """Mean and m2."""
+
+    def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
+        """y, mean and m2, from x's own statistics."""
+
+    def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
+        """y from given coefficients."""
+
+    def backpropagate(
+        self, call: Call, dy: Array, mean: Array, m2: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Gradients of x, gamma, beta and residual, where the statistics are x's own."""
+
+    def gradient_sums(
+        self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        """Sums of gamma*dz and gamma*dz*(x - mean) over each set; gradients of gamma and beta."""
+
+    def gradient_apply(
+        self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
+    ) -> tuple[Array, Array]:
+        """Gradients of x and residual from mean, slope, offset, linear and constant."""

@@ -1,0 +1,241 @@
+"""The compiled kernels as a backend: NumPy arrays, and through a host adapter whatever else lies
+in this machine's memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from normkit.coefficients import gradient_line, set_slope
+from normkit.kernels.call import Array, Call
+from normkit.kernels.cpu.access import Refusal, Request
+from normkit.kernels.cpu.launch import Launcher, launcher
+from normkit.kernels.memory import dense_strides
+
+_ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Host(Protocol):
+    """What the kernels need to know of the arrays that they are given."""
+
+    def address(self, array: Array) -> int:
+        """Where the first element lies."""
+
+    def strides(self, array: Array) -> tuple[int, ...]:
+        """In elements."""
+
+    def dtype(self, array: Array) -> str:
+        """``float16``, ``bfloat16``, ``float32`` or ``float64``."""
+
+    def empty(self, like: Array, strides: tuple[int, ...]) -> Array:
+        """Uninitialized, with the shape and dtype of another and these strides in elements."""
+
+    def copy(self, array: Array, strides: tuple[int, ...]) -> Array:
+        """A copy with these strides."""
+
+    def assign(self, target: Array, values: Array) -> None:
+        """Copy the elements."""
+
+    def parameter(self, values: Array) -> Array:
+        """gamma or beta as a NumPy array."""
+
+
+class CpuBackend:
+    """:class:`normkit.kernels.call.Backend` on the compiled kernels."""
+
+    name = "compiled"
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def namespace(self) -> Any:
+        return np
+
+    # --- choosing the way -----------------------------------------------------------------------
+
+    def refusal(self, call: Call) -> str | None:
+        """Why the compiled kernels do not take the call; None if they do."""
+        if call.mask is not None:
+            return "masks are not compiled"
+        if 0 in call.layout.shape:
+            return "x is empty"
+        found = self._prepare(call)
+        return found.reason if isinstance(found, Refusal) else None
+
+    def _launcher(self, call: Call, dy: Array, out: Array) -> Launcher | Refusal:
+        host, x = self.host, self.host.strides(call.x)
+        inputs = [array for array in (call.x, call.residual) if array is not None]
+        request = Request(
+            call.layout,
+            _ITEMSIZE[host.dtype(call.x)],
+            call.affine,
+            x,
+            dense_strides(call.layout.shape, x) if out is None else host.strides(out),
+            None if dy is None else host.strides(dy),
+            None if call.residual is None else host.strides(call.residual),
+            out is not None and host.address(out) in [host.address(array) for array in inputs],
+        )
+        activation = None if call.activation is None else call.activation.name
+        return launcher(request, host.dtype(call.x), activation)
+
+    def _prepare(
+        self, call: Call, dy: Array = None, out: Array = None
+    ) -> tuple[Call, Array, Launcher] | Refusal:
+        """A call that the kernels take: as it is, or with copies that lie well in memory."""
+        found = self._launcher(call, dy, out)
+        if isinstance(found, Launcher):
+            return call, dy, found
+        if not found.copy_helps:
+            return found
+        shape = call.layout.shape
+        plain = dense_strides(shape, tuple(range(len(shape), 0, -1)))
+        for strides in (dense_strides(shape, self.host.strides(call.x)), plain):
+            copied = replace(
+                call, x=self._copied(call.x, strides), residual=self._copied(call.residual, strides)
+            )
+            found = self._launcher(copied, self._copied(dy, strides), None)
+            if isinstance(found, Launcher):
+                return copied, self._copied(dy, strides), found
+        return found
+
+    def _copied(self, array: Array, strides: tuple[int, ...]) -> Array:
+        if array is None or self.host.strides(array) == strides:
+            return array
+        return self.host.copy(array, strides)
+
+    def _ready(
+        self, call: Call, dy: Array = None, out: Array = None
+    ) -> tuple[Call, Array, Launcher]:
+        found = self._prepare(call, dy, out)
+        if isinstance(found, Refusal):  # the engine asks refusal() first
+            raise RuntimeError(f"normkit chose compiled kernels for a call they refuse: {found.reason}")
+        return found
+
+    # --- forward --------------------------------------------------------------------------------
+
+    def counts(self, call: Call) -> Any:
+        layout = call.layout
+        if layout.even:
+            return float(layout.set_size)
+        return np.array(layout.set_counts(), dtype=np.float64)[:, None, None]
+
+    def moments(self, call: Call) -> tuple[Array, Array]:
+        call, _, launch = self._ready(replace(call, residual=None, activation=None))
+        return launch.moments(self.host.address(call.x), call.center, call.x)
+
+    def _target(self, call: Call, launch: Launcher, out: Array) -> Array:
+        """Where results go: ``out`` if the kernels can write it, else a fresh array."""
+        y = launch.output_strides
+        if out is not None and self.host.strides(out) == y:
+            return out
+        return self.host.empty(call.x, y)
+
+    def _finish(self, y: Array, out: Array) -> Array:
+        if out is None or y is out:
+            return y
+        self.host.assign(out, y)
+        return out
+
+    def _parameters(self, call: Call) -> tuple[Array, Array]:
+        parameter = self.host.parameter
+        return (
+            None if call.gamma is None else parameter(call.gamma),
+            None if call.beta is None else parameter(call.beta),
+        )
+
+    def _residual(self, call: Call) -> int:
+        return 0 if call.residual is None else self.host.address(call.residual)
+
+    def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
+        ready, _, launch = self._ready(call, out=out)
+        if not launch.access.fused:
+            mean, m2 = self.moments(call)
+            slope = set_slope(np, self._count_array(call, m2), m2, call.eps, call.scale)
+            return self.apply(call, mean, slope, np.zeros_like(slope), out), mean, m2
+        host = self.host
+        y = self._target(ready, launch, out)
+        mean, m2 = launch.normalize(
+            host.address(ready.x), self._residual(ready), host.address(y),
+            *self._parameters(call), call.eps, call.center, call.scale, (ready, y),
+        )  # fmt: skip
+        return self._finish(y, out), mean, m2
+
+    def _count_array(self, call: Call, like: Array) -> Array:
+        return np.broadcast_to(np.asarray(self.counts(call)), like.shape)
+
+    def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
+        call, _, launch = self._ready(call, out=out)
+        y = self._target(call, launch, out)
+        launch.apply(
+            self.host.address(call.x), self._residual(call), self.host.address(y),
+            *self._parameters(call), mean, slope, offset, (call, y),
+        )  # fmt: skip
+        return self._finish(y, out)
+
+    # --- backward -------------------------------------------------------------------------------
+
+    def _gradient_targets(self, call: Call, launch: Launcher) -> tuple[Array, Array, int]:
+        """Fresh arrays for dx and, behind an activation, the residual's gradient."""
+        strides = launch.output_strides
+        dx = self.host.empty(call.x, strides)
+        if call.residual is None or call.activation is None:
+            return dx, None, 0
+        dz = self.host.empty(call.x, strides)
+        return dx, dz, self.host.address(dz)
+
+    def backpropagate(
+        self, call: Call, dy: Array, mean: Array, m2: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        ready, ready_dy, launch = self._ready(call, dy)
+        if not launch.access.fused:
+            return self._backpropagate_in_halves(call, dy, mean, m2)
+        dx, dz, dz_address = self._gradient_targets(ready, launch)
+        host = self.host
+        dgamma, dbeta = launch.backpropagate(
+            host.address(ready.x), host.address(ready_dy), self._residual(ready), host.address(dx),
+            dz_address, *self._parameters(call), np.ascontiguousarray(mean),
+            np.ascontiguousarray(m2), call.eps, call.center, call.scale,
+            (ready, ready_dy, dx, dz),
+        )  # fmt: skip
+        return dx, dgamma, dbeta, self._residual_gradient(call, dy, dz)
+
+    def _residual_gradient(self, call: Call, dy: Array, dz: Array) -> Array:
+        if call.residual is None:
+            return None
+        return dy if call.activation is None else dz
+
+    def _backpropagate_in_halves(
+        self, call: Call, dy: Array, mean: Array, m2: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        count = self._count_array(call, m2)
+        slope = set_slope(np, count, m2, call.eps, call.scale)
+        offset = np.zeros_like(slope)
+        dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
+        linear, constant = gradient_line(
+            slope, m2 / count, call.eps, count, dz, dzx, float(call.center), float(call.scale)
+        )
+        dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
+        return dx, dgamma, dbeta, dresidual
+
+    def gradient_sums(
+        self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        call, dy, launch = self._ready(call, dy)
+        return launch.gradient_sums(
+            self.host.address(call.x), self.host.address(dy), self._residual(call),
+            *self._parameters(call), mean, slope, offset, (call, dy),
+        )  # fmt: skip
+
+    def gradient_apply(
+        self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
+    ) -> tuple[Array, Array]:
+        ready, ready_dy, launch = self._ready(call, dy)
+        dx, dz, dz_address = self._gradient_targets(ready, launch)
+        host = self.host
+        launch.gradient_apply(
+            host.address(ready.x), host.address(ready_dy), self._residual(ready), host.address(dx),
+            dz_address, *self._parameters(call), coefficients, (ready, ready_dy, dx, dz),
+        )  # fmt: skip
+        return dx, self._residual_gradient(call, dy, dz)

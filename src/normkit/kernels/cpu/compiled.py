@@ -1,0 +1,73 @@
+"""Machine code for the kernels: compiled when first needed, kept on disk, announced when slow."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from numba import types
+
+from normkit.epilogues import find_activation
+from normkit.kernels.cpu import across, along
+from normkit.kernels.cpu.intrinsics import Variant
+
+_INT, _FLOAT, _BOOL = types.intp, types.float64, types.boolean
+
+#: Types of each entry point's arguments behind the variant.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "normalize": (*[_INT] * 8, _FLOAT, _BOOL, _BOOL, _INT),
+    "moments": (*[_INT] * 4, _BOOL, _INT),
+    "apply": (_INT,) * 10,
+    "backpropagate": (*[_INT] * 10, _FLOAT, _BOOL, _BOOL, _INT, _INT, _INT),
+    "gradient_sums": (_INT,) * 14,
+    "gradient_apply": (_INT,) * 14,
+}
+_MODULES = {"along": along, "across": across}
+
+_log = logging.getLogger("normkit")
+_lock = threading.Lock()
+_announced = False
+
+
+def _announce_later() -> threading.Timer:
+    """Say once, after a second, why the call takes so long."""
+
+    def announce() -> None:
+        global _announced
+        if not _announced:
+            _announced = True
+            print(
+                "normkit: compiling kernels for this machine (once; normkit.warm_up() does it ahead)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    timer = threading.Timer(1.0, announce)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+@lru_cache(maxsize=4096)
+def entry_point(
+    path: str, name: str, dtype: str, activation: str | None, residual: bool, crossed: bool
+) -> Callable[..., Any]:
+    """The compiled kernel for a variant, called with ``None`` in the variant's place."""
+    known = find_activation(activation)
+    label, digest = ("none", "") if known is None else (known.name, known.digest)
+    variant = Variant(dtype, label, residual, crossed, digest)
+    with _lock:
+        start = time.perf_counter()
+        timer = _announce_later()
+        try:
+            kernel = getattr(_MODULES[path], name)
+            compiled: Callable[..., Any] = kernel.compile((variant, *_SIGNATURES[name]))
+        finally:
+            timer.cancel()
+        _log.debug("%s.%s %s: %.2f s", path, name, variant.name, time.perf_counter() - start)
+    return compiled

@@ -1,0 +1,244 @@
+"""Passes over x for any array library that follows the array API standard.
+
+Plain expressions on whole arrays: differentiable by the library's own means, traceable, on whatever
+device x is. Statistics are taken in two passes, in float64 on NumPy and in float32 (float64 for
+float64) elsewhere, where accelerators are fast at it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from normkit.coefficients import gradient_line, set_slope
+from normkit.kernels.call import Array, Call
+
+__all__ = ["ArrayOps", "PortableBackend"]
+
+
+@dataclass(frozen=True)
+class ArrayOps:
+    """``ops`` of activations (see :mod:`normkit.epilogues`) on whole arrays."""
+
+    xp: Any
+
+    def exp(self, z: Array) -> Array:
+        return self.xp.exp(z)
+
+    def tanh(self, z: Array) -> Array:
+        return self.xp.tanh(z)
+
+    def sigmoid(self, z: Array) -> Array:
+        # exp of something never positive, so that nothing overflows.
+        e = self.xp.exp(-self.xp.abs(z))
+        return self.xp.where(z < 0, e, self.xp.ones_like(e)) / (1.0 + e)
+
+    @cached_property
+    def _special(self) -> Any:
+        name = self.xp.__name__
+        if "torch" in name:
+            import torch
+
+            return torch.special
+        if "jax" in name:
+            from jax.scipy import special
+
+            return special
+        if "cupy" in name:
+            from cupyx.scipy import special
+
+            return special
+        return _MathSpecial
+
+    def erf(self, z: Array) -> Array:
+        return self._special.erf(z)
+
+    def normal_cdf(self, z: Array) -> Array:
+        return 0.5 * self._special.erfc(z * -0.7071067811865476)
+
+    def where(self, condition: Array, yes: Any, no: Any) -> Array:
+        like = condition if hasattr(condition, "dtype") else yes
+        return self.xp.where(condition, self._array(yes, no, like), self._array(no, yes, like))
+
+    def maximum(self, a: Any, b: Any) -> Array:
+        return self.xp.maximum(self._array(a, b, b), self._array(b, a, a))
+
+    def minimum(self, a: Any, b: Any) -> Array:
+        return self.xp.minimum(self._array(a, b, b), self._array(b, a, a))
+
+    def _array(self, value: Any, partner: Any, like: Any) -> Array:
+        """A number as an array of its partner's dtype (or of x's, if both are numbers)."""
+        if hasattr(value, "dtype"):
+            return value
+        if hasattr(partner, "dtype"):
+            return self.xp.full_like(partner, value)
+        return self.xp.full_like(like, value, dtype=self.xp.float64)
+
+
+class _MathSpecial:
+    """erf for NumPy, which has none of its own."""
+
+    erf = staticmethod(np.vectorize(math.erf, otypes=[np.float64]))
+    erfc = staticmethod(np.vectorize(math.erfc, otypes=[np.float64]))
+
+
+class PortableBackend:
+    """:class:`normkit.kernels.call.Backend` on top of one array namespace."""
+
+    name = "portable"
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.ops = ArrayOps(xp)
+        self.numpy = xp.__name__.endswith("numpy") and "jax" not in xp.__name__
+
+    def namespace(self) -> Any:
+        return self.xp
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    def _work(self, x: Array) -> Any:
+        wide = self.numpy or str(x.dtype).endswith("float64")
+        return self.xp.float64 if wide else self.xp.float32
+
+    def _cube(self, call: Call, values: Array) -> Array:
+        wide = self.xp.astype(values, self._work(call.x)) if not self.numpy else values.astype("f8")
+        return call.layout.to_cube(self.xp, wide)
+
+    def _result(self, call: Call, cube: Array, out: Array = None) -> Array:
+        values = call.layout.from_cube(self.xp, cube)
+        dtype = call.x.dtype
+        values = values.astype(dtype) if self.numpy else self.xp.astype(values, dtype)
+        if out is None:
+            return values
+        out[...] = values
+        return out
+
+    def _affine(self, call: Call, values: Array) -> Array:
+        if values is None:
+            return None
+        work = self._work(call.x)
+        values = values.astype(work) if self.numpy else self.xp.astype(values, work)
+        return call.layout.affine_to_cube(self.xp, values, _kind(call, values))
+
+    def counts(self, call: Call) -> Any:
+        layout, xp = call.layout, self.xp
+        if call.mask is not None:
+            cube = xp.broadcast_to(call.mask, (layout.n, layout.c, layout.l))
+            return layout.gather(xp, xp.astype(cube, self._work(call.x)))
+        counts = layout.set_counts()
+        if len(set(counts)) <= 1:
+            return float(counts[0]) if counts else 0.0
+        # asarray of a host list: shapes only, no data of the user's
+        array = xp.asarray(counts, dtype=self._work(call.x), device=getattr(call.x, "device", None))
+        return xp.reshape(array, (-1, 1, 1))
+
+    def _valid(self, call: Call, cube: Array) -> Array:
+        """Zero for the elements that do not count."""
+        if call.mask is None:
+            return cube
+        return self.xp.where(call.mask, cube, self.xp.zeros_like(cube))
+
+    # --- forward --------------------------------------------------------------------------------
+
+    def moments(self, call: Call) -> tuple[Array, Array]:
+        layout, xp = call.layout, self.xp
+        cube = self._cube(call, call.x)
+        count = self.counts(call)
+        safe = count + (count < 1)
+        if not call.center:
+            valid = self._valid(call, cube)
+            m2 = layout.gather(xp, valid * valid)
+            return xp.zeros_like(m2), m2
+        mean = layout.gather(xp, self._valid(call, cube)) / safe
+        apart = self._valid(call, cube - layout.spread(xp, mean))
+        rest = layout.gather(xp, apart) / safe  # what rounding left in the mean
+        m2 = layout.gather(xp, apart * apart) - count * rest * rest
+        return mean + rest, xp.where(m2 < 0, xp.zeros_like(m2), m2)
+
+    def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
+        mean, m2 = self.moments(call)
+        slope = set_slope(self.xp, self._counts_array(call, m2), m2, call.eps, call.scale)
+        return self.apply(call, mean, slope, self.xp.zeros_like(slope), out), mean, m2
+
+    def _counts_array(self, call: Call, like: Array) -> Array:
+        count = self.counts(call)
+        return self.xp.full_like(like, count) if isinstance(count, float) else count
+
+    def _x_hat(self, call: Call, mean: Array, slope: Array, offset: Array) -> tuple[Array, Array]:
+        layout, xp = call.layout, self.xp
+        apart = self._cube(call, call.x) - layout.spread(xp, mean)
+        return apart, apart * layout.spread(xp, slope) + layout.spread(xp, offset)
+
+    def _before_activation(self, call: Call, x_hat: Array) -> Array:
+        gamma, beta = self._affine(call, call.gamma), self._affine(call, call.beta)
+        z = x_hat if gamma is None else x_hat * gamma
+        z = z if beta is None else z + beta
+        return z if call.residual is None else z + self._cube(call, call.residual)
+
+    def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
+        z = self._before_activation(call, self._x_hat(call, mean, slope, offset)[1])
+        if call.activation is not None:
+            z = call.activation.value(z, self.ops)
+        return self._result(call, z, out)
+
+    # --- backward -------------------------------------------------------------------------------
+
+    def _dz(self, call: Call, dy: Array, x_hat: Array) -> Array:
+        dz = self._cube(call, dy)
+        if call.activation is None:
+            return dz
+        return dz * call.activation.slope(self._before_activation(call, x_hat), self.ops)
+
+    def _weighted(self, call: Call, dz: Array) -> Array:
+        gamma = self._affine(call, call.gamma)
+        return dz if gamma is None else dz * gamma
+
+    def backpropagate(
+        self, call: Call, dy: Array, mean: Array, m2: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        count = self._counts_array(call, m2)
+        slope = set_slope(self.xp, count, m2, call.eps, call.scale)
+        offset = self.xp.zeros_like(slope)
+        dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
+        safe = count + (count < 1)
+        linear, constant = gradient_line(
+            slope, m2 / safe, call.eps, safe, dz, dzx, float(call.center), float(call.scale)
+        )
+        dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
+        return dx, dgamma, dbeta, dresidual
+
+    def gradient_sums(
+        self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        layout, xp = call.layout, self.xp
+        apart, x_hat = self._x_hat(call, mean, slope, offset)
+        dz = self._dz(call, dy, x_hat)
+        dgamma = dbeta = None
+        if call.gamma is not None:
+            dgamma = layout.affine_from_cube(xp, dz * x_hat, _kind(call, call.gamma))
+        if call.beta is not None:
+            dbeta = layout.affine_from_cube(xp, dz, _kind(call, call.beta))
+        weighted = self._weighted(call, dz)
+        return layout.gather(xp, weighted), layout.gather(xp, weighted * apart), dgamma, dbeta
+
+    def gradient_apply(
+        self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
+    ) -> tuple[Array, Array]:
+        layout, xp = call.layout, self.xp
+        mean, slope, offset, linear, constant = coefficients
+        apart, x_hat = self._x_hat(call, mean, slope, offset)
+        dz = self._dz(call, dy, x_hat)
+        through = apart * layout.spread(xp, linear) + layout.spread(xp, constant)
+        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(call, through)
+        if call.residual is None:
+            return self._result(call, dx), None
+        return self._result(call, dx), dy if call.activation is None else self._result(call, dz)
+
+
+def _kind(call: Call, values: Array) -> str:
+    return call.layout.affine_kind(tuple(values.shape), "gamma or beta")

@@ -1,0 +1,81 @@
+"""Which backend runs a call, and why.
+
+NumPy arrays go to the compiled kernels, which import Numba when first needed. Whatever these do not
+take, and every other array library, goes to the portable kernels.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+from normkit.errors import NotNormalizableError
+from normkit.kernels.call import Backend, Call
+from normkit.kernels.portable import PortableBackend
+
+__all__ = ["backend_for", "namespace_of", "portable"]
+
+
+def namespace_of(array: Any) -> Any:
+    """The array library that ``array`` belongs to.
+
+    Raises:
+        NotNormalizableError: it is no array.
+    """
+    try:
+        return array_api_compat.array_namespace(array)
+    except TypeError:
+        raise NotNormalizableError(
+            "x is no array",
+            received=type(array).__name__,
+            expected="an array of NumPy, PyTorch, JAX, CuPy or another array API library",
+            remedy="Convert it first, for instance with numpy.asarray.",
+        ) from None
+
+
+@cache
+def portable(xp: Any) -> PortableBackend:
+    """The portable backend of a namespace."""
+    return PortableBackend(xp)
+
+
+@cache
+def _compiled() -> Any:
+    """The compiled backend for NumPy, or the reason why there is none."""
+    try:
+        from normkit.kernels.cpu.backend import CpuBackend
+    except ImportError as error:
+        return f"Numba cannot be imported ({error})"
+    from normkit.kernels.numpy_host import NumpyHost
+
+    return CpuBackend(NumpyHost())
+
+
+def compiled_refusal(call: Call) -> str | None:
+    """Why NumPy's compiled kernels do not take the call; None if they do."""
+    compiled = _compiled()
+    return compiled if isinstance(compiled, str) else compiled.refusal(call)
+
+
+def backend_for(call: Call) -> Backend:
+    """The fastest backend that takes the call."""
+    if isinstance(call.x, np.ndarray):
+        if compiled_refusal(call) is None:
+            return _compiled()
+        return portable(array_api_compat.numpy)
+    return portable(namespace_of(call.x))
+
+
+def explain(call: Call) -> str:
+    """The choice in words."""
+    if not isinstance(call.x, np.ndarray):
+        library = namespace_of(call.x).__name__.split(".")[-1]
+        return f"portable ({library}): compiled kernels read NumPy arrays; x is of {library}"
+    reason = compiled_refusal(call)
+    if reason is None:
+        return "compiled (Numba): x is a NumPy array, and its sets can be read in place"
+    return f"portable (numpy): {reason}"

@@ -1,0 +1,266 @@
+"""The benchmark's figures, targets, page, and one tiny run from end to end."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+
+from bench_cases import CASES, Case  # noqa: E402
+from benchmarks import command, driver, figures, peers, report, targets, worker  # noqa: E402
+
+# The worker's measurements
+
+
+class Recorder(peers.Session):
+    """Notes the order of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__(CASES[0])
+        self.calls: list[str] = []
+
+    def forward(self) -> None:
+        self.calls.append("forward")
+
+    def backward(self) -> None:
+        self.calls.append("backward")
+
+    def release(self) -> None:
+        self.calls.append("release")
+
+
+def test_a_round_is_forward_backward_release() -> None:
+    session = Recorder()
+    seconds = worker.timed(session, 2)
+    assert session.calls == ["forward", "backward", "release"] * 2
+    assert seconds["step"] >= seconds["forward"] + seconds["backward"] > 0
+
+
+def test_a_round_has_one_uncounted_repetition() -> None:
+    session = Recorder()
+    worker.one_round(session, 3)
+    assert session.calls.count("forward") == 4
+
+
+class Hoarder(peers.Session):
+    """Allocates 32 MiB on the way to an output of 8 MiB."""
+
+    def forward(self) -> None:
+        kept = np.ones(32 << 17)
+        self.y = kept[: 8 << 17].copy()
+
+    def backward(self) -> None:
+        pass
+
+    def gradients(self) -> dict[str, Any]:
+        return {"x": None}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_beyond_the_results_is_seen() -> None:
+    found = worker.memory(Hoarder(CASES[0]))
+    assert found["outputs"] == 8 << 20
+    assert found["method"].startswith("VmHWM")
+    assert 31 << 20 <= found["beyond"] <= 35 << 20
+
+
+# Figures
+
+
+def test_summary() -> None:
+    kept = figures.summarise([3.0, 1.0, 2.0, 10.0])
+    assert kept == {"median": 2.5, "min": 1.0, "max": 10.0, "n": 4}
+    assert figures.spread(kept) == pytest.approx(3.6)
+    with pytest.raises(ValueError, match="no samples"):
+        figures.summarise([])
+
+
+def test_geometric_mean() -> None:
+    assert figures.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert figures.geometric_mean([1.0, 2.0, 4.0]) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="positive"):
+        figures.geometric_mean([1.0, 0.0])
+    with pytest.raises(ValueError, match="no ratios"):
+        figures.geometric_mean([])
+
+
+def test_repetitions_fill_a_round_within_bounds() -> None:
+    assert figures.repetitions(0.01, 0.1, least=2) == 10
+    assert figures.repetitions(0.5, 0.1, least=2) == 2
+    assert figures.repetitions(0.0, 0.1, least=2) == 5000
+
+
+def test_every_peer_begins_a_round_and_follows_different_ones() -> None:
+    names = ["a", "b", "c"]
+    orders = [driver._rotated(names, turn) for turn in range(6)]
+    assert {order[0] for order in orders} == set(names)
+    assert all(sorted(order) == names for order in orders)
+    assert len({tuple(order) for order in orders}) == 6
+
+
+# Targets and the page
+
+
+def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
+    """Results of a run in which every step of ours takes a second, forward and backward half."""
+
+    def times(step: float) -> dict[str, Any]:
+        half = figures.summarise([step / 2])
+        return {"forward": half, "backward": half, "step": figures.summarise([step])}
+
+    costs = {"normkit": 1.0, "numpy": 0.9, "eager": eager, "compile": 2.5, "jax": 2.5}
+    rows = []
+    for case in CASES:
+        found = {peer: times(s) for peer, s in costs.items() if peers.applies(peer, case)}
+        if peers.applies("memory", case):
+            found["memory"] = times(memory)
+        rows.append(driver.describe(case) | {"times": found, "skipped": {}})
+    beyond = {
+        peer: {"beyond": 1_000_000, "outputs": 2 * CASES[1].bytes, "method": "VmHWM"}
+        for peer in ("normkit", "numpy")
+    }
+    names = ("import", "warm step, NumPy", "warm step, PyTorch")
+    colds = ("cold step, NumPy", "cold step, PyTorch")
+    seconds = dict.fromkeys(names, 0.25) | dict.fromkeys(colds, 12.0)
+    return {
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": command.machine(),
+        "versions": command.versions(),
+        "commit": "0123456789ab",
+        "load": 0.0,
+        "plan": {"rounds": 1, "round_seconds": 0.1},
+        "minutes": 1.0,
+        "cases": rows,
+        "memory": [driver.describe(CASES[1]) | {"memory": beyond, "skipped": {}}],
+        "startup": {
+            "seconds": {name: figures.summarise([value]) for name, value in seconds.items()},
+            "skipped": {},
+        },
+    }
+
+
+def verdicts(results: dict[str, Any]) -> dict[str, str]:
+    return {f"{t.group}: {t.text}": verdict for t, _, verdict in targets.judge(results)}
+
+
+def test_every_target_is_judged_by_a_whole_run() -> None:
+    assert set(verdicts(made_up()).values()) == {"met"}
+
+
+def test_missed_targets_say_by_how_much() -> None:
+    found = verdicts(made_up(eager=2.0, memory=0.5))
+    batch = "Batch norm, forward + backward: "
+    assert found[batch + "geometric mean over eager, channels first, f32"] == "**missed by 33.3%**"
+    assert found[batch + "geometric mean over eager, channels last, f32"] == "met"
+    memory = "Batch norm against memory, 25 MB and more: "
+    copied = found[memory + "forward against a copy of x, channels last, f32"]
+    assert copied == "**missed by 42.9%**"  # 2 where 1.4 is allowed
+
+
+def test_one_slow_case_is_found() -> None:
+    slow = made_up()
+    row = next(row for row in slow["cases"] if row["id"] == "rms-8x16-tokens-f32")
+    row["times"]["normkit"]["step"]["median"] = 5.0
+    judged = {t.text: (m, verdict) for t, m, verdict in targets.judge(slow)}
+    measured, verdict = judged["every case of every norm: our time against eager's"]
+    assert measured is not None
+    assert "rms-8x16-tokens-f32" in measured.note
+    assert verdict == "**missed by 1.0%**"
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    empty = made_up() | {"cases": [], "memory": [], "startup": {"seconds": {}, "skipped": {}}}
+    assert set(verdicts(empty).values()) == {"not measured"}
+
+
+def test_the_page_is_filled_and_the_rest_of_it_kept(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text(report.PAGE.read_text())
+    report.fill(made_up(), page)
+    once = page.read_text()
+    report.fill(made_up(), page)
+    assert page.read_text() == once
+    assert "Nothing has been measured yet" not in once
+    assert "commit 0123456789ab" in once
+    assert "| `batch-8x16-first-f32` | 0.000512 | 4500.0 (0%) | 1000.0 (0%) | 4.50 |" in once
+    assert "## How it is measured" in once
+    table = once.split("<!-- targets -->")[1].split("<!-- /targets -->")[0]
+    assert table.count("| met |") == len(targets.TARGETS)
+
+
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text("nothing here")
+    with pytest.raises(ValueError, match="has no marks <!-- facts -->"):
+        report.fill(made_up(), page)
+
+
+def test_the_newest_results_are_chosen_by_their_date(tmp_path: Path) -> None:
+    for name, date in (("z.json", "2026-01-01"), ("a.json", "2026-02-01")):
+        (tmp_path / name).write_text(json.dumps({"date": date}))
+    assert report.newest(tmp_path).name == "a.json"
+
+
+# From end to end
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
+def test_a_peer_that_fails_is_skipped_with_its_reason() -> None:
+    case = Case("batch", (8, 16), activation="no_such_activation")
+    row = driver.measure(case, ["eager"], driver.Plan(rounds=1, round_seconds=0.001, least=1))
+    assert row["times"] == {}
+    assert "no_such_activation" in row["skipped"]["eager"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peer", "normkit,tensorflow"], "tensorflow"),
+        (["--case", "no-such-case"], "no-such-case"),
+        (["--rounds", "0"], "--rounds 0"),
+    ],
+)
+def test_unknown_arguments_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
+def test_a_tiny_run(tmp_path: Path) -> None:
+    out = tmp_path / "kept" / "results.json"
+    name = "batch-8x16-first-f32"
+    line = f"--quick --case {name} --peer normkit,eager --rounds 2 --out {out}"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "run.py"), *line.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    kept = json.loads(out.read_text())
+    (row,) = kept["cases"]
+    assert (row["id"], row["skipped"]) == (name, {})
+    for peer in ("normkit", "eager"):
+        for quantity in driver.QUANTITIES:
+            summary = row["times"][peer][quantity]
+            assert summary["n"] == 2
+            assert 0 < summary["min"] <= summary["median"] <= summary["max"] < 1
+    assert kept["machine"]["threads"] == 2
+    assert kept["versions"]["torch"] == importlib.metadata.version("torch")
+    assert name in done.stdout
+    assert "every case of every norm" in done.stdout

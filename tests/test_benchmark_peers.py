@@ -1,0 +1,160 @@
+"""What the benchmark times: the case table, and that ours and its peers compute the same."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+
+from bench_cases import CASES, QUICK, Case, arrays, case_of, find  # noqa: E402
+from benchmarks import peers  # noqa: E402
+
+torch = pytest.importorskip("torch")
+
+
+# The case table
+
+
+def test_ids_are_unique_and_found() -> None:
+    assert len({case.id for case in CASES}) == len(CASES)
+    assert all(case_of(case.id) is case for case in CASES)
+    assert [case_of(name) for name in QUICK]
+    with pytest.raises(KeyError, match="no-such"):
+        case_of("no-such")
+
+
+def test_find_needs_every_part() -> None:
+    assert find("batch-8x16,bf16") == [Case("batch", (8, 16), dtype="bfloat16")]
+    assert find("batch,tokens") == []
+
+
+def test_bytes_are_those_of_the_array() -> None:
+    for case in CASES:
+        itemsize = np.dtype(np.float32).itemsize if case.dtype == "float32" else 2
+        assert case.bytes == np.prod(case.shape) * itemsize
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (32, 64, 112, 112),
+        (32, 256, 56, 56),
+        (32, 512, 28, 28),
+        (64, 2048, 7, 7),
+        (8, 64, 28, 28),
+        (256, 1024),
+        (8, 16),
+    ],
+)
+def test_batch_norm_is_timed_on_every_promised_shape(shape: tuple[int, ...]) -> None:
+    plain = [c for c in CASES if c.norm == "batch" and c.shape == shape and not c.fused]
+    layouts = {"first", "last"} if len(shape) == 4 else {"first"}
+    assert {(c.layout, c.dtype) for c in plain} == {
+        (layout, dtype) for layout in layouts for dtype in ("float32", "bfloat16")
+    }
+
+
+def test_every_norm_is_timed_in_both_dtypes_and_somewhere_small() -> None:
+    for norm in ("batch", "layer", "token_layer", "rms", "instance", "group"):
+        rows = [case for case in CASES if case.norm == norm]
+        assert {case.dtype for case in rows} == {"float32", "bfloat16"}
+        assert min(case.bytes for case in rows) < 10_000
+        assert max(case.bytes for case in rows) >= 25_000_000
+
+
+def test_a_reduced_case_keeps_its_options() -> None:
+    for case in CASES:
+        small = case.reduced()
+        assert small.options == case.options
+        assert (small.norm, small.layout, small.dtype) == (case.norm, case.layout, case.dtype)
+        assert math.prod(small.shape) <= 5 * 64 * 49
+        assert case.groups is None or small.shape[1] % case.groups == 0
+
+
+def test_inputs_are_the_same_in_every_process() -> None:
+    case = find("batch-add-relu-8x64")[0]
+    first, second = arrays(case), arrays(case)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+    assert first["gamma"].shape == first["beta"].shape == (64,)
+    assert first["gamma"].std() > 0.1  # equal gamma would hide a wrong backward
+
+
+# The peers: what is timed is right
+
+
+def results(session: peers.Session) -> dict[str, np.ndarray]:
+    """y and the gradients of one step in float64, channels first."""
+    session.forward()
+    session.backward()
+    last = session.case.layout == "last" and not isinstance(session, peers.TorchSession)
+
+    def plain(value: Any) -> np.ndarray:
+        value = value.detach().double().numpy() if isinstance(value, torch.Tensor) else value
+        value = np.asarray(value).astype(np.float64)
+        return (
+            np.moveaxis(value, -1, 1) if last and value.ndim == len(session.case.shape) else value
+        )
+
+    found = {"y": session.y} | session.gradients()
+    return {name: plain(value) for name, value in found.items() if value is not None}
+
+
+def truth_of(case: Case) -> dict[str, np.ndarray]:
+    return results(peers.Eager(case, dtype=torch.float64))
+
+
+def check(found: dict[str, np.ndarray], truth: dict[str, np.ndarray], dtype: str) -> None:
+    """Every result within a rounding of its dtype of the truth, relative to the largest value."""
+    allowed = {"float32": 5e-6, "bfloat16": 2.0**-8}[dtype]
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        assert found[name].shape == value.shape, name
+        error = np.abs(found[name] - value).max() / np.abs(value).max()
+        assert error <= allowed, f"{name} is off by {error:.1e}; {allowed:.1e} is allowed"
+
+
+@pytest.mark.parametrize("peer", ["normkit", "numpy"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_what_is_timed_is_right(case: Case, peer: str) -> None:
+    small = case.reduced()
+    check(results(peers.PEERS[peer](small)), truth_of(small), case.dtype)
+
+
+@pytest.mark.parametrize(
+    ("peer", "case"),
+    [
+        pytest.param(peer, case, id=f"{peer}-{case.id}")
+        for peer in ("eager", "jax")
+        for case in CASES
+        if case.dtype == "float32" and peers.applies(peer, case)
+    ],
+)
+def test_the_peers_compute_the_same(peer: str, case: Case) -> None:
+    pytest.importorskip("jax" if peer == "jax" else "torch")
+    small = case.reduced()
+    check(results(peers.PEERS[peer](small)), truth_of(small), case.dtype)
+
+
+@pytest.mark.parametrize("spoiled", ["y", "x", "gamma", "beta"])
+def test_the_check_sees_a_wrong_result(spoiled: str) -> None:
+    truth = truth_of(CASES[0].reduced())
+    wrong = truth | {spoiled: truth[spoiled] * 1.001}
+    with pytest.raises(AssertionError, match=f"{spoiled} is off"):
+        check(wrong, truth, "float32")
+
+
+def test_release_lets_go_of_everything() -> None:
+    session = peers.Eager(CASES[0].reduced())
+    results(session)
+    session.release()
+    assert session.y is None
+    assert set(session.gradients().values()) == {None}

@@ -1,0 +1,265 @@
+"""The demo as a user runs it, and the parts that its figures rest on."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from normkit.demo.data import digits
+from normkit.demo.main import main
+from normkit.demo.networks import build
+from normkit.demo.summary import COLUMNS, agreement, findings, grouped, table
+from normkit.demo.training import Agreement, Point, Result, Run, one_at_a_time, train
+from test_report import chart_data, loads
+
+COMMAND = [sys.executable, "-m", "normkit.demo", "--quick", "--seed", "7"]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[tuple[str, str, Path]]:
+    """Two runs of one command: standard output, standard error, page."""
+    found = []
+    for name in ("first", "second"):
+        out = tmp_path_factory.mktemp("demo") / f"{name}.html"
+        done = subprocess.run(
+            [*COMMAND, "--out", out], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append((done.stdout, done.stderr, out))
+    return found
+
+
+def without_seconds(stdout: str) -> list[str]:
+    """The lines of the run, less the last column of the table and the path."""
+    lines = stdout.splitlines()
+    assert lines[-1].startswith("Learning curves: ")
+    end = lines.index("")
+    return [line.rpartition(" ")[0].rstrip() for line in lines[:end]] + lines[end:-1]
+
+
+def test_two_runs_print_the_same_figures(runs):
+    assert without_seconds(runs[0][0]) == without_seconds(runs[1][0])
+
+
+def test_two_runs_draw_the_same_curves(runs):
+    first, second = (chart_data(out.read_text(encoding="utf-8")) for *_, out in runs)
+    assert first == second
+
+
+def test_table_has_every_run_and_the_page_the_same_figures(runs):
+    stdout, _, out = runs[0]
+    rows = [re.split(r"  +", line) for line in stdout.splitlines()[2:10]]
+    assert [tuple(row[:3]) for row in rows] == [
+        ("dense", "batch norm", "0.02"),
+        ("dense", "none", "0.02"),
+        ("dense", "batch norm", "1"),
+        ("dense", "none", "1"),
+        ("convolutional", "batch norm", "0.01"),
+        ("convolutional", "none", "0.01"),
+        ("convolutional", "batch norm", "0.2"),
+        ("convolutional", "none", "0.2"),
+    ]
+    text = out.read_text(encoding="utf-8")
+    cells = re.findall(r"<td.*?>(.*?)</td>", text)
+    assert cells == [cell for row in rows for cell in row]
+    charts = chart_data(text)
+    assert len(charts) == 4
+    assert all(len(chart["lines"]) == 4 for chart in charts)
+
+
+def test_batch_norm_learns_where_the_plain_network_fails(runs):
+    rows = [re.split(r"  +", line) for line in runs[0][0].splitlines()[2:10]]
+    accuracy = {tuple(row[:3]): float(row[5].rstrip("%")) for row in rows}
+    assert accuracy["dense", "batch norm", "1"] > 90
+    assert accuracy["dense", "none", "1"] < 80
+
+
+def test_plain_progress_is_a_line_a_run(runs):
+    lines = [line for line in runs[0][1].splitlines() if line.startswith("[")]
+    assert len(lines) == 8
+    assert lines[0].startswith("[1/8] dense with batch norm, rate 0.02, seed 7: train ")
+
+
+def test_page_loads_nothing(runs):
+    parsed = loads(runs[0][2].read_text(encoding="utf-8"))
+    assert parsed.found == []
+    assert "default-src 'none'" in parsed.policy
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_page_draws_in_a_browser(runs, tmp_path):
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    done = subprocess.run(
+        [
+            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"),
+            *(*quiet, f"--user-data-dir={tmp_path}", "--enable-logging=stderr"),
+            *("--virtual-time-budget=5000", "--dump-dom", runs[0][2].as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert 'data-drawn="true"' in done.stdout
+    assert len(re.findall(r'class="plot [^"]*js-plotly-plot', done.stdout)) == 4
+    assert len(re.findall(r'class="trace scatter', done.stdout)) == 16
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []  # no error, and nothing that the page's policy had to refuse
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed", "-1"], "expected a whole number from 0 to 4294967292, got '-1'"),
+        (["--seed", "4294967293"], "expected a whole number from 0"),
+        (["--seed", "two"], "got 'two'"),
+        (["--init", "zero"], "invalid choice: 'zero'"),
+        (["--out", "."], "expected a file to write, got the folder '.'"),
+        (["--out", "page.txt"], "expected a name that ends in .html, got 'page.txt'"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("normkit.demo: error: ")
+    assert message in output.err
+
+
+def test_page_that_cannot_be_written_is_found_out_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["--out", str(tmp_path / "file" / "page.html")]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "the page could not be written" in output.err
+
+
+def test_interrupted_run_leaves_no_file(tmp_path):
+    command = [*COMMAND, "--out", tmp_path / "page.html"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
+        for line in run.stderr:
+            if line.startswith("[1/8]"):
+                break
+        run.send_signal(signal.SIGINT)
+        rest = run.stderr.read()
+        assert run.stdout.read() == ""
+    assert run.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted; no page was written"
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_split_is_seeded_and_scaled_by_the_training_images():
+    first, again, other = digits(0), digits(0), digits(1)
+    assert torch.equal(first.train_images, again.train_images)
+    assert not torch.equal(first.train_images, other.train_images)
+    assert first.train_images.shape == (1297, 1, 8, 8)
+    assert first.test_images.shape == (500, 1, 8, 8)
+    assert float(first.train_images.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(first.train_images.std()) == pytest.approx(1, abs=1e-5)
+    assert first.test_labels.bincount().min() >= 45  # every class in proportion
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+@pytest.mark.parametrize("init", ["torch", "he"])
+def test_weights_are_alike_with_batch_norm_and_without(network, init):
+    def weights(batch_norm):
+        layers = build(network, batch_norm, init, seed=3)
+        return [one.weight for one in layers if getattr(one, "weight", torch.empty(0)).ndim > 1]
+
+    normed, plain = weights(True), weights(False)
+    assert len(normed) == len(plain) == 3
+    assert all(torch.equal(*pair) for pair in zip(normed, plain, strict=True))
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+def test_training_is_repeatable_bit_by_bit(network):
+    run = Run(network, batch_norm=True, rate=0.1, steps=10, seed=0)
+    data = digits(0)
+    seen = []
+    first, again = train(run, data, seen.append), train(run, data, lambda _: None)
+    assert first.points == again.points == tuple(seen)
+    assert [point.step for point in seen] == [5, 10]
+
+
+@pytest.mark.parametrize("network", ["dense", "convolutional"])
+def test_one_image_at_a_time(network):
+    run = Run(network, batch_norm=True, rate=0.1, steps=5, seed=0)
+    assert train(run, digits(0), lambda _: None).agreement.holds
+
+
+def test_one_image_at_a_time_rejects_statistics_of_the_batch():
+    network = build("convolutional", True, "torch", seed=0)
+    for layer in network:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = None  # eval falls back on the batch's own
+    found = one_at_a_time(network, digits(0).test_images[:20])
+    assert found.roundings > 1e4
+    assert not found.holds
+
+
+def result(steps_to_goal: int | None, batch_norm: bool, agreed: Agreement | None = None) -> Result:
+    """A result of 100 steps with the goal reached at the given one."""
+    points = tuple(
+        Point(step, 1.0, 0.5 if steps_to_goal is None or step < steps_to_goal else 0.96, 0.5)
+        for step in range(5, 101, 5)
+    )
+    run = Run("dense", batch_norm, rate=0.5, steps=100, seed=0)
+    return Result(run, points, seconds=1.0, agreement=agreed or Agreement(1e-6, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("normed", "plain", "words"),
+    [
+        (20, 60, "95% after 20 steps with batch norm, 60 without: 3.0 times fewer."),
+        (60, 20, "95% after 60 steps with batch norm, 20 without: batch norm was slower here."),
+        (20, 25, "no difference worth the name."),
+        (90, 80, "no difference worth the name."),
+        (20, None, "95% after 20 steps with batch norm, not in 100 without."),
+        (None, 20, "95% after 20 steps without batch norm, not in 100 with it."),
+        (None, None, "95% not reached in 100 steps, with batch norm or without."),
+    ],
+)
+def test_findings_say_what_the_steps_say(normed, plain, words):
+    [sentence] = findings(grouped([result(normed, True), result(plain, False)]))
+    assert sentence.startswith("Dense network at rate 0.5: ")
+    assert sentence.endswith(words)
+
+
+def test_steps_of_several_seeds_are_all_shown():
+    [group] = grouped([result(20, True), result(None, True), result(30, True)])
+    assert group.steps_to_goal == 30
+    assert group.row[3] == "20, never, 30"
+    assert table([group]).splitlines()[2].split() == (
+        ["dense", "batch", "norm", "0.5", "20,", "never,", "30", "80.7%", "50.0%", "3.0"]
+    )
+    assert len(group.row) == len(COLUMNS)
+
+
+def test_agreement_fails_for_batch_norm_alone():
+    apart = Agreement(difference=1.0, scale=10.0)
+    broken = Agreement(difference=math.nan, scale=math.nan)
+    assert agreement([result(20, True), result(20, False, broken)])[0]
+    holds, words = agreement([result(20, True, apart), result(20, False)])
+    assert not holds
+    assert "NOT equal" in words
+    assert not agreement([result(20, True, broken)])[0]

@@ -1,0 +1,240 @@
+"""Masks, residuals, activations, out=, given statistics, renorm and the two halves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import bounds
+import cases
+import normkit as nk
+import oracle
+
+ROW = cases.Row("batch", ((4, 6, 7), 1), "float32")
+STATISTICS_ROWS = cases.pairwise(
+    norm=tuple(cases.NORMS),
+    shape=(((5, 6), 1), ((3, 4, 5, 7), 1), ((3, 5, 7, 4), -1), ((4, 9, 6), -1)),
+    dtype=cases.DTYPES,
+    values=("normal", "offset"),
+    gamma=("channel", "none", "sample", "element"),
+    residual=(False, True),
+    activation=(None, "relu", "silu"),
+)
+
+
+@pytest.mark.parametrize("row", cases.OPTION_ROWS, ids=str)
+def test_row(row):
+    bounds.check_problem(cases.Problem(row))
+
+
+@pytest.mark.parametrize("name", list(cases.NORMS))
+def test_what_a_mask_leaves_out_may_be_anything(name):
+    problem = cases.Problem(cases.Row(name, ((3, 4, 5), 1), mask="positions"))
+    valid = np.broadcast_to(problem.options["mask"][:, None, :], problem.shape)
+    clean, saved = problem.forward()
+    problem.x = np.where(valid, problem.x, np.float32(np.nan))
+    dirty, dirty_saved = problem.forward()
+    assert np.array_equal(clean[valid], dirty[valid])
+    assert np.array_equal(saved.statistics.mean, dirty_saved.statistics.mean)
+    assert np.array_equal(saved.statistics.var, dirty_saved.statistics.var)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", list(cases.NORMS))
+def test_a_set_emptied_by_a_mask_gives_beta(name, dtype):
+    row = cases.Row(name, ((4, 6, 7), 1), dtype)
+    problem = cases.Problem(row)
+    problem.options["mask"] = np.zeros((4, 7), bool)
+    y, saved = problem.forward()
+    want = np.broadcast_to(problem.beta[:, None], problem.shape)
+    assert np.array_equal(y, want)
+    assert not np.any(saved.statistics.mean)
+    assert not np.any(saved.statistics.var)
+    assert not np.any(saved.statistics.count)
+    assert not np.any(saved.statistics.population_var)
+    grads = problem.norm.backward(problem.dy, saved)
+    assert not np.any(grads.x)
+    assert not np.any(grads.gamma)
+    assert np.all(np.isfinite(grads.beta))
+    bounds.check_problem(problem)
+
+
+def test_lengths_equal_their_mask():
+    problem = cases.Problem(cases.Row("layer", ((4, 6, 7, 3), 1)))
+    lengths = np.array([0, 3, 7, 1])
+    mask = np.broadcast_to(np.arange(7)[None, :, None] < lengths[:, None, None], (4, 7, 3))
+    a, _ = problem.forward(lengths=lengths)
+    b, _ = problem.forward(mask=mask)
+    assert np.array_equal(a, b)
+
+
+def test_a_mask_of_all_true_changes_nothing():
+    problem = cases.Problem(ROW)
+    y, saved = problem.forward(mask=np.ones((4, 7), bool))
+    want, want_saved = problem.forward()
+    bounds.check_forward(problem.truth, y, saved.statistics, problem.x.dtype)
+    np.testing.assert_allclose(y, want, rtol=1e-6, atol=1e-7)
+    assert np.array_equal(
+        np.broadcast_to(saved.statistics.count, (6,)),
+        np.broadcast_to(want_saved.statistics.count, (6,)),
+    )
+
+
+@pytest.mark.parametrize("memory", ["plain", "strided", "transposed"])
+@pytest.mark.parametrize("name", list(cases.NORMS))
+def test_out_and_in_place_give_the_same_bits(name, memory):
+    row = cases.Row(name, ((5, 6, 7), 1), memory=memory, residual=True, activation="relu")
+    problem = cases.Problem(row)
+    want, _ = problem.forward()
+    out = np.full_like(problem.x, 7)
+    y, saved = problem.forward(out=out)
+    assert y is out
+    assert np.array_equal(y, want)
+    bounds.check_backward(
+        problem.truth, problem.dy, problem.norm.backward(problem.dy, saved), bounds.likes(problem)
+    )
+    strided = cases.arrange(np.zeros_like(problem.x), "strided")
+    y, _ = problem.forward(out=strided)
+    assert y is strided
+    assert np.array_equal(strided, want)
+    x = problem.x
+    y, saved = problem.forward(out=x)
+    assert y is x
+    assert np.array_equal(x, want)
+    with pytest.raises(ValueError, match=r"in place|overwr"):
+        problem.norm.backward(problem.dy, saved)
+
+
+@pytest.mark.parametrize("as_moments", [False, True])
+@pytest.mark.parametrize("row", STATISTICS_ROWS, ids=str)
+def test_given_statistics_are_constants(row, as_moments):
+    problem = cases.Problem(row)
+    shape, rng = problem.truth.stats.shape, cases.seed_of(row)
+    mean = rng.standard_normal(shape) + (1e4 if row.values == "offset" else 0)
+    mean = mean * problem.norm.center
+    var = rng.uniform(0.3, 2, shape)
+    given = (mean, var)
+    if as_moments:
+        given = nk.Moments(np.full(shape, 10.0), mean, var * 10.0)
+        var = given.var
+    affine = problem.gamma, problem.beta
+    truth = oracle.Oracle(
+        problem.sets, problem.x, *affine, statistics=(mean, var), **problem.options
+    )
+    dy = cases.quiet_kinks(truth, problem.dy)
+    y, saved = problem.forward(statistics=given)
+    bounds.check_forward(truth, y, None, problem.x.dtype)
+    grads = problem.norm.backward(dy, saved)
+    bounds.check_backward(truth, dy, grads, bounds.likes(problem))
+
+
+RENORM_ROWS = [
+    row for row in STATISTICS_ROWS if row.norm not in ("rms", "general-rms", "mean-only")
+]
+
+
+@pytest.mark.parametrize("limits", [(1.0, 0.0), (1.2, 0.3), (1e6, 1e6)])
+@pytest.mark.parametrize("row", RENORM_ROWS, ids=str)
+def test_renorm(row, limits):
+    problem = cases.Problem(row)
+    shape, rng = problem.truth.stats.shape, cases.seed_of(row)
+    mean = np.asarray(problem.truth.stats.public(problem.truth.stats.mean), np.float64)
+    mean, var = mean + rng.standard_normal(shape), rng.uniform(0.3, 2, shape)
+    r_max, d_max = limits
+    renorm = {"mean": mean, "var": var, "r_max": r_max, "d_max": d_max}
+    truth = oracle.Oracle(
+        problem.sets, problem.x, problem.gamma, problem.beta, renorm=renorm, **problem.options
+    )
+    dy = cases.quiet_kinks(truth, problem.dy)
+    y, saved = problem.forward(renorm=nk.Renorm(**renorm))
+    bounds.check_forward(truth, y, saved.statistics, problem.x.dtype)
+    grads = problem.norm.backward(dy, saved)
+    bounds.check_backward(truth, dy, grads, bounds.likes(problem))
+
+
+@pytest.mark.parametrize("row", STATISTICS_ROWS + cases.OPTION_ROWS[::5], ids=str)
+def test_halves_equal_the_whole(row):
+    problem = cases.Problem(row)
+    norm, truth = problem.norm, problem.truth
+    where = {k: v for k, v in problem.options.items() if k in ("axis", "mask", "lengths")}
+    moments = norm.moments(problem.x, **where)
+    y, saved = norm.apply(problem.x, moments, problem.gamma, problem.beta, **problem.options)
+    bounds.check_forward(truth, y, saved.statistics, problem.x.dtype)
+    sums = norm.gradient_sums(problem.dy, saved)
+    grads = norm.gradient_apply(problem.dy, saved, sums)
+    bounds.check_backward(truth, problem.dy, grads, bounds.likes(problem))
+    want = truth.backward(problem.dy)
+    dz = want.sum_g
+    size = np.abs(want.g * (1 + np.abs(truth.x - truth.mean))).sum() + 1
+    assert np.abs(np.asarray(sums.dz).reshape(dz.shape) - dz).max() < 1e-5 * size
+    if norm.scale:
+        dzx = want.sum_gx * truth.deviation
+        assert np.abs(np.asarray(sums.dzx).reshape(dz.shape) - dzx).max() < 1e-5 * size
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_ranks_with_halves_equal_the_concatenation(dtype, cut):
+    """What a synchronized batch norm does: merge moments, add gradient sums."""
+    problem = cases.Problem(
+        cases.Row("batch", ((5, 6, 7), 1), dtype, "offset", residual=True, activation="silu")
+    )
+    norm, parts = problem.norm, (slice(0, cut), slice(cut, 5))
+    locals_ = [norm.moments(problem.x[part]) for part in parts]
+    moments = locals_[0].merge(locals_[1])
+    residual = problem.options["residual"]
+    runs = [
+        norm.apply(
+            problem.x[part],
+            moments,
+            problem.gamma,
+            problem.beta,
+            residual=residual[part],
+            activation="silu",
+        )
+        for part in parts
+    ]
+    y = np.concatenate([run[0] for run in runs])
+    bounds.check_forward(problem.truth, y, moments, problem.x.dtype)
+    sums = [
+        norm.gradient_sums(problem.dy[part], run[1]) for part, run in zip(parts, runs, strict=True)
+    ]
+    total = sums[0] + sums[1]
+    grads = [
+        norm.gradient_apply(problem.dy[part], run[1], total)
+        for part, run in zip(parts, runs, strict=True)
+    ]
+    whole = bounds.Grads(
+        x=np.concatenate([g.x for g in grads]),
+        residual=np.concatenate([g.residual for g in grads]),
+        gamma=grads[0].gamma,
+        beta=grads[0].beta,
+    )
+    bounds.check_backward(problem.truth, problem.dy, whole, bounds.likes(problem))
+
+
+def test_moments_of_masked_input_equal_forward():
+    problem = cases.Problem(cases.Row("group", ((3, 4, 5, 7), 1), mask="positions"))
+    moments = problem.norm.moments(problem.x, axis=1, mask=problem.options["mask"])
+    _, saved = problem.forward()
+    for name in ("count", "mean", "m2"):
+        a, b = getattr(moments, name), getattr(saved.statistics, name)
+        assert np.array_equal(np.broadcast_to(a, np.shape(b)), b), name
+
+
+def test_empty_rank_takes_part_in_halves():
+    norm, rng = nk.BatchNorm(), cases.seed_of("empty rank")
+    x = rng.standard_normal((4, 3, 2)).astype(np.float32)
+    full, empty = norm.moments(x), norm.moments(x[:0])
+    merged = full.merge(empty)
+    assert np.array_equal(merged.mean, full.mean)
+    assert np.array_equal(merged.var, full.var)
+    y, saved = norm.apply(x[:0], merged)
+    assert y.shape == (0, 3, 2)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    _, full_saved = norm.apply(x, merged)
+    sums = norm.gradient_sums(dy, full_saved) + norm.gradient_sums(dy[:0], saved)
+    want = norm.backward(dy, norm.forward(x)[1]).x
+    np.testing.assert_allclose(
+        norm.gradient_apply(dy, full_saved, sums).x, want, rtol=1e-6, atol=1e-7
+    )
