@@ -7,23 +7,18 @@ docs/benchmarks.md; any other run is only printed, unless --out says where to ke
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import bench_cases
 from bench_cases import CASES, QUICK, Case, case_of
-from benchmarks import RESULTS, ROOT, driver, report, startup
+from benchmarks import RESULTS, driver, machine, report, startup
 from benchmarks.driver import Plan
-from benchmarks.peers import PEERS, THREADS
+from benchmarks.peers import PEERS
 
 # The same channels, four times the samples: what grows with x must show.
 MEMORY_CASES = (
@@ -31,7 +26,6 @@ MEMORY_CASES = (
     Case("batch", (32, 256, 56, 56)),
 )
 MEMORY_PEERS = ("normkit", "numpy", "eager")
-PACKAGES = ("normkit", "numpy", "numba", "torch", "jax", "ml_dtypes")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,51 +64,6 @@ def chosen_plan(chosen: argparse.Namespace) -> Plan:
     return Plan(chosen.rounds or plan.rounds, plan.round_seconds, plan.least)
 
 
-def machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    memory = None
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        model = found.group(1).strip() if found else model
-        total = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
-        memory = round(int(total.group(1)) / 2**20, 1) if total else None
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": THREADS,
-        "memory_gib": memory,
-        "caches": _caches(),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def _caches() -> dict[str, str]:
-    """Sizes of the first core's caches, such as {"L2": "1024K"}; empty where unknown."""
-    sizes = {}
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        with contextlib.suppress(OSError):
-            if (folder / "type").read_text().strip() != "Instruction":
-                name = f"L{(folder / 'level').read_text().strip()}"
-                sizes[name] = (folder / "size").read_text().strip()
-    return sizes
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def commit() -> str | None:
-    """The commit that was measured, with a + where files differ from it."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    return None
-
-
 def default_path(results: dict[str, Any]) -> Path:
     facts = results["machine"]
     name = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']} {facts['cores']} cores".lower()).strip("-")
@@ -128,22 +77,21 @@ def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "commit": commit(),
+        "machine": machine.facts(),
+        "versions": machine.versions(),
+        "commit": machine.commit(),
         "plan": {"rounds": plan.rounds, "round_seconds": plan.round_seconds},
-        "load": round(os.getloadavg()[0], 2),
         "cases": [],
         "memory": [],
         "startup": {"seconds": {}, "skipped": {}},
     }
-    if results["load"] > 0.5:
-        print(f"the machine is busy already (load {results['load']}): figures will be poor")
     print(report.HEADER, flush=True)
     for case in cases:
         row = driver.measure(case, peers, plan)
         results["cases"].append(row)
         print(report.line(row), flush=True)
+        if (row["others"] or 0) > report.BUSY:
+            print(f"    poor figures: others took {row['others']:.0%} of the machine", flush=True)
         for peer, reason in row["skipped"].items():
             print(f"    {peer} skipped: {reason}", flush=True)
     if not (chosen.case or chosen.peer):

@@ -14,6 +14,7 @@ from typing import Any
 
 from bench_cases import Case
 from benchmarks import ROOT, figures
+from benchmarks.machine import Others
 from benchmarks.peers import THREADS, applies
 
 QUANTITIES = ("forward", "backward", "step")
@@ -121,6 +122,7 @@ def measure(case: Case, peers: Iterable[str], plan: Plan) -> dict[str, Any]:
             time.sleep(SETTLE)
             return worker.ask(do="round", count=counts[worker.peer]["count"])
 
+        others = Others(worker.process.pid for worker in workers.values())
         for turn in range(plan.rounds):
             order = _rotated(list(workers), turn)
             workers = {peer: workers[peer] for peer in order}
@@ -128,6 +130,7 @@ def measure(case: Case, peers: Iterable[str], plan: Plan) -> dict[str, Any]:
                 kept = samples.setdefault(peer, {name: [] for name in QUANTITIES})
                 for name in QUANTITIES:
                     kept[name].append(seconds[name])
+        share = others.share()
     finally:
         for worker in workers.values():
             worker.close()
@@ -137,7 +140,7 @@ def measure(case: Case, peers: Iterable[str], plan: Plan) -> dict[str, Any]:
         for peer, kept in sorted(samples.items())
         if peer not in skipped
     }
-    return describe(case) | {"times": times, "skipped": skipped}
+    return describe(case) | {"times": times, "others": share, "skipped": skipped}
 
 
 def _rotated(names: Sequence[str], turn: int) -> list[str]:

@@ -111,9 +111,8 @@ class NormkitTorch(TorchSession):
 
     def __init__(self, case: Case, dtype: Any = None) -> None:
         super().__init__(case, dtype)
-        from normkit.torch import functional
-
         import normkit as nk
+        from normkit.torch import functional
 
         nk.set_num_threads(THREADS)
         self.norm = norm_of(case)

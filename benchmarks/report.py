@@ -17,6 +17,7 @@ from benchmarks.targets import Row, judge, ratio
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 MISSING = "–"
+BUSY = 0.1  # the share of the machine taken by others from which a case's figures are called poor
 HEADER = (
     f"{'case':46} {'MB':>6} {'eager ms':>9} {'ours ms':>9}"
     f" {'eager':>6} {'numpy':>6} {'compile':>7} {'jax':>6} {'copy':>6} {'stream':>6}"
@@ -160,6 +161,14 @@ def startup_table(results: dict[str, Any]) -> str:
     return _table(["", "median, s", "min", "max", "runs"], rows)
 
 
+def _busy(results: dict[str, Any]) -> list[str]:
+    """A line on the cases that had to share the machine; none where there is none."""
+    shares = {row["id"]: row["others"] or 0.0 for row in results["cases"]}
+    poor = [f"`{name}` ({share:.0%})" for name, share in shares.items() if share > BUSY]
+    text = "- poor figures, as other processes took part of the machine's time: "
+    return [text + ", ".join(poor)] if poor else []
+
+
 def facts(results: dict[str, Any]) -> str:
     machine, versions = results["machine"], results["versions"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
@@ -178,7 +187,7 @@ def facts(results: dict[str, Any]) -> str:
         f"{machine['memory_gib']} GiB" + (f", {caches}" if caches else ""),
         f"- {packages}",
         f"- {results['plan']['rounds']} rounds of each peer and case; {results['minutes']} minutes",
-        f"- load of the machine at the start: {results['load']}",
+        *_busy(results),
         *(f"- skipped: {text}" for text in skipped),
     ]
     return "\n".join(lines)

@@ -7,9 +7,11 @@ float64). A result may be wrong by at most twice its own rounding, 2 u |result|,
 evaluation in those precisions can avoid:
 
 statistics    mean: e (|mean| + std).  var: e std (std + |mean|), and the square of the mean's
-              error. Relative to s = sqrt(var + eps) both move x_hat by at most
-              k (1 + |x_hat|), where k = e (|mean| + std) / s.
-forward       z is a sum: w (|gamma x_hat| + |beta| + |residual| + |d gamma|) for its terms, and
+              error. (Looked at by themselves, those of narrower inputs may be wrong by w / 2^14
+              in place of e: no rounding of y shows it.) Relative to s = sqrt(var + eps) both
+              move x_hat by at most k (1 + |x_hat|), where k = e (|mean| + std) / s.
+forward       z is a sum of |gamma x_hat|, |beta|, |residual|, |gamma d|: 2 w for each of them,
+              once for rounding its coefficient and once for its place in the sum; and
               |gamma r| k (1 + |x_hat|) from the statistics. y = act(z) multiplies that by the
               activation's slope next to z and adds 4 w times the size of the definition's terms.
 dz            dy times the activation's slope. The slope is wrong by curvature * (error of z) and
@@ -17,9 +19,9 @@ dz            dy times the activation's slope. The slope is wrong by curvature *
               Without an activation dz is dy and exact.
 sums          of gamma and beta: every term's own error, and e times the terms' absolute values.
               A sum of exact terms in float64 is right to its final rounding.
-dx            = A dz + B (x - mean) + D is a sum of three: w times their absolute values; the
-              two sums in B and D as above, over |S|; and k (1 + |x_hat|) of every term that holds
-              x_hat, k of every term over s.
+dx            = A dz + B (x - mean) + D is a sum of three: 2 w times their absolute values, as
+              in z; the two sums in B and D as above, over |S|; and k (1 + |x_hat|) of every term
+              that holds x_hat, k of every term over s.
 
 Where results are subnormal, rounding is absolute: the smallest subnormal counts twice too (the
 smallest normal number in namespaces that flush subnormals).
@@ -56,6 +58,7 @@ class Bounds:
         self.w = LONG(min(ROUNDOFF[self.name], 2.0**-24))
         self.e = LONG(0 if truth.given else SUM * unit)
         self.sum_e = LONG(SUM * unit)
+        self.statistics_e = np.maximum(self.sum_e, self.w / 2**14 if self.w > 2.0**-53 else 0)
         with np.errstate(all="ignore"):
             self._forward(truth)
 
@@ -72,7 +75,7 @@ class Bounds:
         terms = terms + np.abs(t.beta) + np.abs(t.residual)
         spread = np.abs(t.gamma * t.r) * self.k * (1 + np.abs(t.x_hat)) + np.abs(t.gamma) * self.k
         subnormal = LONG(TINY[self.name]) + np.abs(t.gamma) * LONG(TINY["float64"]) / t.s
-        self.z = self.w * terms + spread + subnormal
+        self.z = 2 * self.w * terms + spread + subnormal
         if t.activation is oracle.ACTIVATIONS[None]:
             self.y_inner = self.z
         else:
@@ -89,13 +92,13 @@ class Bounds:
         return self.t.view.back(self.y_inner)
 
     def mean(self):
-        s = self.t.stats
-        return s.public(self.sum_e * (np.abs(s.mean) + np.sqrt(s.var))) + LONG(TINY["float64"])
+        s, e = self.t.stats, self.statistics_e
+        return s.public(e * (np.abs(s.mean) + np.sqrt(s.var))) + LONG(TINY["float64"])
 
     def var(self):
-        s = self.t.stats
+        s, e = self.t.stats, self.statistics_e
         std, mean = np.sqrt(s.var), np.abs(s.mean)
-        bound = self.sum_e * std * (std + mean) + (self.sum_e * (mean + std)) ** 2
+        bound = e * std * (std + mean) + (e * (mean + std)) ** 2
         return s.public(bound) + LONG(TINY["float64"])
 
     def gradients(self, g, like):
@@ -148,7 +151,7 @@ class Bounds:
             error = error + x_hat * np.abs(g.through_var)
             size = size + np.abs(t.x_hat * g.through_var)
         tiny = LONG(TINY["float64"]) * (1 + 1 / t.s)
-        return (error + (self.w + self.k) * size) / t.s + tiny
+        return (error + (2 * self.w + self.k) * size) / t.s + tiny
 
 
 @dataclass

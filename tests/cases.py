@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -185,7 +185,7 @@ class Row:
     values: str = "normal"
     memory: str = "plain"
     gamma: str = "channel"
-    beta: str = "channel"
+    beta: str = "same"  # as gamma; another kind is a mixture
     affine_dtype: str = "same"
     mask: str = "none"
     residual: bool = False
@@ -239,13 +239,33 @@ PLAIN_ROWS = pairwise(
     values=VALUES,
     memory=MEMORY,
     gamma=("channel", "none", "sample", "element"),
-    beta=("channel", "none", "sample", "element"),
+    beta=("same", "none", "channel", "element"),
     affine_dtype=("same", "float32"),
 )
 
-OPTION_ROWS = pairwise(
-    norm=tuple(NORMS),
-    shape=(
+# Sets of many elements, where sums that lose a little at each step have lost much at the end
+LARGE_ROWS = [
+    Row(norm, shape, dtype, values)
+    for norm, shape in (
+        ("batch", ((6, 5, 70, 71), 1)),
+        ("batch", ((6, 70, 71, 5), -1)),
+        ("batch", ((30000, 5), 1)),
+        ("layer", ((2, 5, 70, 71), 1)),
+        ("tokens", ((3, 30000), -1)),
+        ("tokens", ((2, 3000, 5), 1)),
+        ("group", ((2, 70, 71, 6), -1)),
+    )
+    for dtype, values in (
+        ("float64", "offset"),
+        ("float64", "outlier-first"),
+        ("float32", "outlier"),
+        ("float16", "offset"),
+    )
+]
+
+_OPTIONS = {
+    "norm": tuple(NORMS),
+    "shape": (
         ((5, 6), 1),
         ((3, 4, 5, 7), 1),
         ((3, 5, 7, 4), -1),
@@ -253,13 +273,30 @@ OPTION_ROWS = pairwise(
         ((5, 8, 33, 35), 1),
         ((3, 5, 4, 7), 2),
     ),
+    "memory": ("plain", "strided", "transposed"),
+    "gamma": ("channel", "none", "sample", "element"),
+}
+_MASKS = ("positions", "full", "lengths", "column", "empties")
+MASK_ROWS = pairwise(
+    **_OPTIONS,
+    mask=_MASKS,
     dtype=DTYPES,
-    memory=("plain", "strided", "transposed"),
-    gamma=("channel", "none", "sample", "element"),
-    mask=("none", "positions", "full", "lengths", "column", "empties"),
     residual=(False, True),
     activation=tuple(oracle.ACTIVATIONS),
 )
+# Without a mask every epilogue is a kernel to compile, so not all of them meet all dtypes here;
+# test_activations has each of them.
+EPILOGUE_ROWS = [
+    replace(row, residual=row.activation != "relu")
+    for row in pairwise(**_OPTIONS, activation=(None, "relu", "gelu"))
+]
+EPILOGUE_ROWS += [
+    Row(norm, ((3, 5, 7, 4), -1), dtype, residual=True, activation="relu")
+    for norm in ("batch", "tokens")
+    for dtype in DTYPES
+    if dtype != "float32"
+]
+OPTION_ROWS = MASK_ROWS + EPILOGUE_ROWS
 
 
 class Problem:
@@ -274,7 +311,8 @@ class Problem:
         self.norm, self.sets = (make(self.channels) for make in NORMS[row.norm])
         self.x = arrange(values(row.values, self.shape, dtype, rng), row.memory)
         self.gamma = affine(row.gamma, self.shape, self.axis, affine_dtype, rng)
-        self.beta = affine(row.beta, self.shape, self.axis, affine_dtype, rng)
+        beta = row.gamma if row.beta == "same" else row.beta
+        self.beta = affine(beta, self.shape, self.axis, affine_dtype, rng)
         self.dy = arrange(values("normal", self.shape, dtype, rng), row.memory)
         residual = values("normal", self.shape, dtype, rng) if row.residual else None
         self.options = {"axis": self.axis, "residual": residual, "activation": row.activation}

@@ -9,7 +9,8 @@ by box exactly as the definition reads:
     y     = activation(z)
 
 Backward is the derivative of that, with r, d and given statistics held constant. An element that a
-mask leaves out has no part in the statistics, but its output still depends on them.
+mask leaves out has no part in the statistics, but its output still depends on them. Where a centred
+set has fewer than two valid elements there is no spread to divide by: x_hat and dx are 0.
 """
 
 from __future__ import annotations
@@ -196,8 +197,9 @@ class Oracle:
         self.mean = self.spread(self.stats.mean)
         self.std = self.spread(np.sqrt(self.stats.var))
         self.s = self.spread(self.deviation)
-        empty = self.spread(self.stats.count) == 0
-        self.x_hat = np.where(empty, 0, (self.x - self.mean) / self.s)
+        least = 0 if self.given else (2 if sets.center else 1)
+        self.too_few = self.spread(self.stats.count) < least
+        self.x_hat = np.where(self.too_few, 0, (self.x - self.mean) / self.s)
         self.r, self.d = np.ones_like(self.x), np.zeros_like(self.x)
         if renorm is not None:
             self.renorm(**renorm)
@@ -244,7 +246,7 @@ class Oracle:
         else:
             dx = dx - self.x_hat * out.through_var
         dx = dx / self.s
-        dx = np.where(self.spread(self.stats.count) == 0, 0, dx)
+        dx = np.where(self.too_few, 0, dx)
         out.x = view.back(dx)
         out.residual = view.back(out.dz) if self.has_residual else None
         affine = self.r * self.x_hat + self.d

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 from bench_cases import CASES, Case  # noqa: E402
-from benchmarks import command, driver, figures, peers, report, targets, worker  # noqa: E402
+from benchmarks import command, driver, figures, machine, peers, report, targets, worker  # noqa: E402
 
 # The worker's measurements
 
@@ -67,12 +69,27 @@ class Hoarder(peers.Session):
         return {"x": None}
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc")
 def test_memory_beyond_the_results_is_seen() -> None:
     found = worker.memory(Hoarder(CASES[0]))
     assert found["outputs"] == 8 << 20
     assert found["method"].startswith("VmHWM")
     assert 31 << 20 <= found["beyond"] <= 35 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="needs Linux's /proc")
+def test_our_own_work_is_not_that_of_others() -> None:
+    ours, theirs = machine.Others([]), machine.Others([])
+    theirs.ours = []  # as if this process were someone else
+    theirs.before = theirs._ticks()
+    wall, cpu = time.perf_counter(), time.process_time()
+    while time.process_time() < cpu + 0.5:
+        pass
+    share, everything = ours.share(), theirs.share()
+    if share is None or everything is None:
+        pytest.skip("this system counts no ticks")
+    used = (time.process_time() - cpu) / (time.perf_counter() - wall) / (os.cpu_count() or 1)
+    assert everything - share == pytest.approx(used, abs=0.1)
 
 
 # Figures
@@ -125,7 +142,7 @@ def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
         found = {peer: times(s) for peer, s in costs.items() if peers.applies(peer, case)}
         if peers.applies("memory", case):
             found["memory"] = times(memory)
-        rows.append(driver.describe(case) | {"times": found, "skipped": {}})
+        rows.append(driver.describe(case) | {"times": found, "others": 0.0, "skipped": {}})
     beyond = {
         peer: {"beyond": 1_000_000, "outputs": 2 * CASES[1].bytes, "method": "VmHWM"}
         for peer in ("normkit", "numpy")
@@ -135,10 +152,9 @@ def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
     seconds = dict.fromkeys(names, 0.25) | dict.fromkeys(colds, 12.0)
     return {
         "date": "2026-01-02T03:04:05+00:00",
-        "machine": command.machine(),
-        "versions": command.versions(),
+        "machine": machine.facts(),
+        "versions": machine.versions(),
         "commit": "0123456789ab",
-        "load": 0.0,
         "plan": {"rounds": 1, "round_seconds": 0.1},
         "minutes": 1.0,
         "cases": rows,
@@ -197,6 +213,13 @@ def test_the_page_is_filled_and_the_rest_of_it_kept(tmp_path: Path) -> None:
     assert "## How it is measured" in once
     table = once.split("<!-- targets -->")[1].split("<!-- /targets -->")[0]
     assert table.count("| met |") == len(targets.TARGETS)
+
+
+def test_cases_that_shared_the_machine_are_named() -> None:
+    results = made_up()
+    assert "poor figures" not in report.facts(results)
+    results["cases"][3]["others"] = 0.4
+    assert f"`{CASES[3].id}` (40%)" in report.facts(results)
 
 
 def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:

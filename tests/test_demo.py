@@ -250,7 +250,7 @@ def test_steps_of_several_seeds_are_all_shown():
     assert group.steps_to_goal == 30
     assert group.row[3] == "20, never, 30"
     assert table([group]).splitlines()[2].split() == (
-        ["dense", "batch", "norm", "0.5", "20,", "never,", "30", "80.7%", "50.0%", "3.0"]
+        ["dense", "batch", "norm", "0.5", "20,", "never,", "30", "80.7%", "50.0%", "3.00"]
     )
     assert len(group.row) == len(COLUMNS)
 

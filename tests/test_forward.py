@@ -11,7 +11,7 @@ import normkit as nk
 import oracle
 
 
-@pytest.mark.parametrize("row", cases.PLAIN_ROWS, ids=str)
+@pytest.mark.parametrize("row", cases.PLAIN_ROWS + cases.LARGE_ROWS, ids=str)
 def test_row(row):
     problem = cases.Problem(row)
     y, saved = problem.forward()

@@ -109,10 +109,11 @@ def test_steps_come_in_the_order_of_the_computation():
     x, dy = rng.standard_normal((2, 6, 3))
     trace = nk.BatchNorm().trace(x, np.ones(3), np.zeros(3), dy)
     steps = list(trace)
-    assert [name for name, _, _ in steps] == NAMES[:9]
-    for name, value, gradient in steps:
-        assert np.array_equal(value, getattr(trace, name))
-        assert np.array_equal(gradient, getattr(trace, f"d_{name}"))
+    assert [step.name for step in steps] == list(NAMES[:9])
+    for step in steps:
+        assert step.value is getattr(trace, step.name)
+        assert step.gradient is getattr(trace, f"d_{step.name}")
+        assert step.formula
 
 
 def test_gradients_are_those_of_the_steps():

@@ -60,12 +60,18 @@ def make_call(
         residual = like(x, residual, "residual")
     if mask is not None or lengths is not None:
         mask = _mask(layout, x, mask, lengths)
-    kind = gamma_kind or beta_kind
-    if gamma_kind and beta_kind and gamma_kind != beta_kind:
-        kind = "mixed"
     return Call(
-        layout, float(norm.eps), norm.center, norm.scale, x, gamma, beta, kind, mask, residual, found
-    )
+        layout, float(norm.eps), norm.center, norm.scale, x, gamma, beta,
+        _wider(gamma_kind, beta_kind), mask, residual, found,
+    )  # fmt: skip
+
+
+def _wider(gamma: str | None, beta: str | None) -> str | None:
+    """The kind that holds both; "mixed" if none does."""
+    kinds = {kind for kind in (gamma, beta) if kind}
+    if len(kinds) > 1:
+        kinds.discard("channel")
+    return "mixed" if len(kinds) > 1 else next(iter(kinds), None)
 
 
 def _same_library(x: Array, values: Array, name: str) -> None:

@@ -32,19 +32,16 @@ def inverse_std(var: Any, eps: float) -> Any:
     return 1.0 / (var + eps) ** 0.5
 
 
-def set_slope(xp: Any, count: Any, m2: Any, eps: float, scale: bool) -> Any:
-    """1 / sqrt(var + eps) of each set; 1 for a mean-only norm; 0 for a set without elements.
+def set_slope(
+    xp: Any, count: Any, m2: Any, eps: float, center: bool, scale: bool
+) -> Any:
+    """1 / sqrt(var + eps) of each set whose statistics come from x; 1 for a mean-only norm.
 
-    So an empty set's elements, all of them masked, have x_hat = 0.
+    0 where a centred set has fewer than two elements: x - mean is 0 then, and so is every gradient
+    through it, exactly and for eps = 0 too. Also 0 for an empty set, whose elements are all masked.
     """
-    empty = count < 1
-    slope = inverse_std(m2 / (count + empty), eps) if scale else xp.ones_like(m2)
-    return xp.where(empty, xp.zeros_like(slope), slope)
-
-
-def line_shift(mean: Any, rounded_mean: Any, slope: Any, offset: Any) -> Any:
-    """Additive part for kernels that subtract a mean rounded to their compute dtype."""
-    return offset - (mean - rounded_mean) * slope
+    slope = inverse_std(m2 / (count + (count < 1)), eps) if scale else xp.ones_like(m2)
+    return xp.where(count < 1.0 + center, xp.zeros_like(slope), slope)
 
 
 def gradient_line(

@@ -13,11 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from normkit import checks
 from normkit.coefficients import Renorm, gradient_line, inverse_std, set_slope
 from normkit.errors import DTypeError, OptionError, SavedError, ShapeError
 from normkit.kernels import registry
-from normkit.kernels.call import Array, Backend, Call
+from normkit.kernels.call import Array, Backend, Call, quiet
 from normkit.moments import Moments
 from normkit.trace import Trace, trace_call
 
@@ -109,10 +111,8 @@ def _grid(backend: Backend, call: Call, values: Any, name: str) -> Array:
 
 
 def _work(backend: Backend, call: Call, values: Any) -> Array:
-    xp = backend.namespace()
-    wide = backend.name == "compiled" or checks.dtype_name(call.x) == "float64"
-    dtype = xp.float64 if wide else xp.float32
-    if backend.name == "compiled" or not hasattr(values, "dtype"):
+    xp, dtype = backend.namespace(), backend.statistics_dtype(call)
+    if isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
         return xp.asarray(values, dtype=dtype)
     return xp.astype(values, dtype)
 
@@ -146,7 +146,7 @@ def _given(backend: Backend, call: Call, statistics: Any) -> tuple[Any, Array, A
 def _slope(backend: Backend, call: Call, count: Any, m2: Array) -> Array:
     xp = backend.namespace()
     count = count if hasattr(count, "shape") else xp.full_like(m2, count)
-    return set_slope(xp, count, m2, call.eps, call.scale)
+    return set_slope(xp, count, m2, call.eps, call.center, call.scale)
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -162,6 +162,7 @@ def forward(
     return run_forward(norm, call, registry.backend_for(call), statistics, renorm, out)
 
 
+@quiet
 def run_forward(
     norm: Any, call: Call, backend: Backend, statistics: Any, renorm: Any, out: Any
 ) -> tuple[Array, Saved]:
@@ -175,7 +176,8 @@ def run_forward(
                 remedy="Use renorm= in training, statistics= for inference.",
             )
         count, mean, m2 = _given(backend, call, statistics)
-        slope = _slope(backend, call, count, m2)
+        var = m2 / (count + (count < 1))
+        slope = inverse_std(var, call.eps) if call.scale else backend.namespace().ones_like(var)
         return _apply(norm, call, backend, count, mean, m2, slope, None, False, out)
     if renorm is not None:
         mean, m2 = backend.moments(call)
@@ -232,6 +234,7 @@ def moments(norm: Any, x: Any, axis: int, mask: Any, lengths: Any) -> Moments:
     return _public(backend, call, backend.counts(call), *backend.moments(call))
 
 
+@quiet
 def apply(
     norm: Any, x: Any, statistics: Any, gamma: Any, beta: Any, axis: int, mask: Any, lengths: Any,
     residual: Any, activation: str | None, renorm: Any, out: Any,
@@ -342,6 +345,7 @@ def gradient_apply(norm: Any, dy: Any, saved: Any, sums: Any) -> Gradients:
     return _gradient_apply(saved, dy, sums)
 
 
+@quiet
 def _gradient_apply(saved: Saved, dy: Array, sums: GradientSums) -> Gradients:
     call, backend = saved.call, saved.backend
     slope, offset = _line(saved)
@@ -356,6 +360,7 @@ def _gradient_apply(saved: Saved, dy: Array, sums: GradientSums) -> Gradients:
         float(saved.taken and call.center),
         float(saved.taken and call.scale),
     )
+    linear = linear if saved.taken and call.scale else None
     dx, dresidual = backend.gradient_apply(call, dy, (saved.mean, slope, offset, linear, constant))
     return Gradients(dx, sums.gamma, sums.beta, dresidual)
 

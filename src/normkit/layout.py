@@ -104,6 +104,36 @@ class Layout:
         """Shape of an element-wise gamma: the input's without the samples axis."""
         return tuple(s for a, s in enumerate(self.shape) if a != self.samples_axis)
 
+    @cached_property
+    def element_axis(self) -> int:
+        """The channel axis of an element-wise gamma."""
+        return self.axis - 1 if self.axis > self.samples_axis else self.axis
+
+    def affine_shape(self, kind: str) -> tuple[int, ...]:
+        """Shape of gamma and beta of a kind."""
+        return {
+            "channel": (self.c,), "sample": (self.n, self.c), "element": self.element_shape
+        }[kind]  # fmt: skip
+
+    def widen_affine(self, xp: Any, values: Any, kind: str) -> Any:
+        """gamma or beta as one of ``kind``: a value a channel may stand for several."""
+        shape = self.affine_shape(kind)
+        if tuple(values.shape) == shape:
+            return values
+        if kind == "element":
+            rest = len(shape) - 1 - self.element_axis
+            values = xp.reshape(values, (self.c,) + (1,) * rest)
+        return xp.broadcast_to(values, shape)
+
+    def narrow_affine(self, xp: Any, gradient: Any, shape: tuple[int, ...]) -> Any:
+        """The transpose of :meth:`widen_affine`: a gradient summed into ``shape``."""
+        if tuple(gradient.shape) == shape:
+            return gradient
+        channel = self.element_axis if tuple(gradient.shape) == self.element_shape else 1
+        channel = 1 if len(self.shape) == 2 else channel
+        axes = tuple(a for a in range(gradient.ndim) if a != channel)
+        return xp.sum(gradient, axis=axes)
+
     # --- sets -----------------------------------------------------------------------------------
 
     @cached_property
@@ -210,7 +240,7 @@ class Layout:
             return values[None, :, None]
         if kind == "sample":
             return values[:, :, None]
-        channel = self.axis - 1 if self.axis > self.samples_axis else self.axis
+        channel = self.element_axis
         rest = tuple(a for a in range(len(self.element_shape)) if a != channel)
         return xp.reshape(xp.permute_dims(values, (channel, *rest)), (1, self.c, self.l))
 
@@ -220,7 +250,7 @@ class Layout:
             return xp.sum(values, axis=(0, 2))
         if kind == "sample":
             return xp.sum(values, axis=2)
-        channel = self.axis - 1 if self.axis > self.samples_axis else self.axis
+        channel = self.element_axis
         shape = (self.c, *self.positions)
         order = list(range(1, len(shape)))
         order.insert(channel, 0)

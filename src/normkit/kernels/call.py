@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
 
 from normkit.epilogues import Activation
 from normkit.layout import Layout
 
 Array = Any
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def quiet(function: _F) -> _F:
+    """Without NumPy's warnings: NaN and infinity in x spread as the definition says."""
+
+    @wraps(function)
+    def silent(*args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return silent  # type: ignore[return-value]
 
 
 @dataclass(slots=True)
@@ -40,6 +56,9 @@ class Backend(Protocol):
     def namespace(self) -> Any:
         """The array library of the statistics."""
 
+    def statistics_dtype(self, call: Call) -> Any:
+        """What statistics are held in."""
+
     def counts(self, call: Call) -> Any:
         """Elements in each set: a number, or an array that broadcasts to the grid."""
 
@@ -65,4 +84,7 @@ class Backend(Protocol):
     def gradient_apply(
         self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
     ) -> tuple[Array, Array]:
-        """Gradients of x and residual from mean, slope, offset, linear and constant."""
+        """Gradients of x and residual from mean, slope, offset, linear and constant.
+
+        ``linear`` is None where there is no way through the variance; x then does not matter.
+        """

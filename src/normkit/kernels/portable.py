@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from normkit.coefficients import gradient_line, set_slope
-from normkit.kernels.call import Array, Call
+from normkit.kernels.call import Array, Call, quiet
 
 __all__ = ["ArrayOps", "PortableBackend"]
 
@@ -101,6 +101,9 @@ class PortableBackend:
 
     # --- helpers --------------------------------------------------------------------------------
 
+    def statistics_dtype(self, call: Call) -> Any:
+        return self._work(call.x)
+
     def _work(self, x: Array) -> Any:
         wide = self.numpy or str(x.dtype).endswith("float64")
         return self.xp.float64 if wide else self.xp.float32
@@ -145,6 +148,7 @@ class PortableBackend:
 
     # --- forward --------------------------------------------------------------------------------
 
+    @quiet
     def moments(self, call: Call) -> tuple[Array, Array]:
         layout, xp = call.layout, self.xp
         cube = self._cube(call, call.x)
@@ -158,11 +162,13 @@ class PortableBackend:
         apart = self._valid(call, cube - layout.spread(xp, mean))
         rest = layout.gather(xp, apart) / safe  # what rounding left in the mean
         m2 = layout.gather(xp, apart * apart) - count * rest * rest
+        rest = xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest))  # an infinite mean stays
         return mean + rest, xp.where(m2 < 0, xp.zeros_like(m2), m2)
 
+    @quiet
     def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
         mean, m2 = self.moments(call)
-        slope = set_slope(self.xp, self._counts_array(call, m2), m2, call.eps, call.scale)
+        slope = set_slope(self.xp, self._counts_array(call, m2), m2, call.eps, call.center, call.scale)
         return self.apply(call, mean, slope, self.xp.zeros_like(slope), out), mean, m2
 
     def _counts_array(self, call: Call, like: Array) -> Array:
@@ -180,6 +186,7 @@ class PortableBackend:
         z = z if beta is None else z + beta
         return z if call.residual is None else z + self._cube(call, call.residual)
 
+    @quiet
     def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
         z = self._before_activation(call, self._x_hat(call, mean, slope, offset)[1])
         if call.activation is not None:
@@ -198,20 +205,23 @@ class PortableBackend:
         gamma = self._affine(call, call.gamma)
         return dz if gamma is None else dz * gamma
 
+    @quiet
     def backpropagate(
         self, call: Call, dy: Array, mean: Array, m2: Array
     ) -> tuple[Array, Array, Array, Array]:
         count = self._counts_array(call, m2)
-        slope = set_slope(self.xp, count, m2, call.eps, call.scale)
+        slope = set_slope(self.xp, count, m2, call.eps, call.center, call.scale)
         offset = self.xp.zeros_like(slope)
         dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
         safe = count + (count < 1)
         linear, constant = gradient_line(
             slope, m2 / safe, call.eps, safe, dz, dzx, float(call.center), float(call.scale)
         )
+        linear = linear if call.scale else None
         dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
         return dx, dgamma, dbeta, dresidual
 
+    @quiet
     def gradient_sums(
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
     ) -> tuple[Array, Array, Array, Array]:
@@ -226,6 +236,7 @@ class PortableBackend:
         weighted = self._weighted(call, dz)
         return layout.gather(xp, weighted), layout.gather(xp, weighted * apart), dgamma, dbeta
 
+    @quiet
     def gradient_apply(
         self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
     ) -> tuple[Array, Array]:
@@ -233,8 +244,10 @@ class PortableBackend:
         mean, slope, offset, linear, constant = coefficients
         apart, x_hat = self._x_hat(call, mean, slope, offset)
         dz = self._dz(call, dy, x_hat)
-        through = apart * layout.spread(xp, linear) + layout.spread(xp, constant)
-        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(call, through)
+        through = layout.spread(xp, constant)
+        if linear is not None:
+            through = apart * layout.spread(xp, linear) + through
+        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(call, xp.broadcast_to(through, dz.shape))
         if call.residual is None:
             return self._result(call, dx), None
         return self._result(call, dx), dy if call.activation is None else self._result(call, dz)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.along import gradient_line, line_shift, set_moments, set_slope
+from normkit.kernels.cpu.along import gradient_line, remainder, set_moments, set_slope
 from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
@@ -82,7 +82,7 @@ def _fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets
     step = width * compute_size(v)
     for j in range(width):
         rounded = to_compute(v, means[j])
-        slope, shift = slopes[j], line_shift(means[j], np.float64(rounded), slopes[j], offsets[j])
+        slope, shift = slopes[j], offsets[j] - remainder(means[j], rounded) * slopes[j]
         if not is_crossed(v):
             index = outer * get(geometry, geo.GAMMA_OUTER) + (column + j) * get(
                 geometry, geo.GAMMA_LINE
@@ -161,7 +161,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
                 a, b = _pool_columns(count, span, center, pilots, firsts, seconds, s * span)
                 write_double(mean, k * line_sets + set0 + s, a)
                 write_double(m2, k * line_sets + set0 + s, b)
-                slope = set_slope(b, count * span, eps, scale)
+                slope = set_slope(b, count * span, eps, center, scale)
                 for j in range(s * span, (s + 1) * span):
                     firsts[j], seconds[j] = a, slope
             for outer in range(outer0, outer1):
@@ -272,7 +272,7 @@ def _sum_rows(
 @njit(nogil=True)
 def _emit_gradient_rows(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row0, row1, column, width,
-    coefficients, gradients, scratch,
+    coefficients, gradients, curved, scratch,
 ):  # fmt: skip
     step = width * compute_size(v)
     whole = width == get(geometry, geo.RUN) and get(geometry, geo.Y_ROW) == width
@@ -287,7 +287,7 @@ def _emit_gradient_rows(
             _place(v, geometry, dx, geo.Y_OUTER, outer, row, column),
             _place(v, geometry, dz_out, geo.Y_OUTER, outer, row, column),
             width, coefficients, coefficients + step, coefficients + 2 * step, g, b,
-            gradients, gradients + step, get(geometry, geo.STREAMED), scratch, cursor,
+            gradients, gradients + step, curved, get(geometry, geo.STREAMED), scratch, cursor,
             not whole or row + 1 == row1,
         )  # fmt: skip
 
@@ -297,9 +297,9 @@ def _fill_gradient(v, means, linears, constants, width, gradients):
     """``linear`` and ``constant`` of each column in the compute dtype."""
     step = width * compute_size(v)
     for j in range(width):
-        behind = np.float64(to_compute(v, means[j])) - means[j]
+        behind = remainder(means[j], to_compute(v, means[j]))
         write_compute(v, gradients, j, to_compute(v, linears[j]))
-        write_compute(v, gradients + step, j, to_compute(v, constants[j] + linears[j] * behind))
+        write_compute(v, gradients + step, j, to_compute(v, constants[j] - linears[j] * behind))
 
 
 @njit(nogil=True)
@@ -357,7 +357,7 @@ def backpropagate(
             for j in range(width):
                 index = k * line_sets + set0 + j // span
                 means[j] = read_double(mean, index)
-                slopes[j] = set_slope(read_double(m2, index), count, eps, scale)
+                slopes[j] = set_slope(read_double(m2, index), count, eps, center, scale)
                 dzs[j] = dzxs[j] = 0.0
             for outer in range(outer0, outer1):
                 owner = outer if get(geometry, geo.GAMMA_OUTER) else k
@@ -391,7 +391,7 @@ def backpropagate(
                           coefficients.ctypes.data)  # fmt: skip
                 _emit_gradient_rows(
                     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, 0, rows, column,
-                    width, coefficients.ctypes.data, gradients, scratch.ctypes.data,
+                    width, coefficients.ctypes.data, gradients, scale, scratch.ctypes.data,
                 )  # fmt: skip
         task = finish_task(counters, task)
     keep(means), keep(slopes), keep(offsets), keep(firsts), keep(seconds)
@@ -436,7 +436,7 @@ def gradient_sums(
 @njit(nogil=True, error_model="numpy", cache=True)
 def gradient_apply(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, slope, offset, linear, constant,
-    counters,
+    curved, counters,
 ):  # fmt: skip
     """dx from the coefficients of every column of every outer block."""
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
@@ -462,7 +462,8 @@ def gradient_apply(
         _fill_gradient(v, means, linears, constants, run, gradients)
         _emit_gradient_rows(
             v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row,
-            min(row + tile, rows), 0, run, coefficients.ctypes.data, gradients, scratch.ctypes.data,
+            min(row + tile, rows), 0, run, coefficients.ctypes.data, gradients, curved,
+            scratch.ctypes.data,
         )  # fmt: skip
         task = finish_task(counters, task)
     keep(coefficients), keep(scratch)

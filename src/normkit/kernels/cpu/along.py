@@ -16,7 +16,6 @@ from numba import njit
 
 from normkit.coefficients import gradient_line as _gradient_line
 from normkit.coefficients import inverse_std as _inverse_std
-from normkit.coefficients import line_shift as _line_shift
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
@@ -38,9 +37,9 @@ from normkit.kernels.cpu.runs import (
 )
 from normkit.moments import from_sums as _from_sums
 
-from_sums, inverse_std, line_shift, gradient_line = (
+from_sums, inverse_std, gradient_line = (
     njit(nogil=True, error_model="numpy")(function)
-    for function in (_from_sums, _inverse_std, _line_shift, _gradient_line)
+    for function in (_from_sums, _inverse_std, _gradient_line)
 )
 _read_x = reader("x")
 
@@ -68,7 +67,10 @@ def set_moments(count, pilot, first, second, center):
 
 
 @njit(nogil=True)
-def set_slope(m2, count, eps, scale):
+def set_slope(m2, count, eps, center, scale):
+    """:func:`normkit.coefficients.set_slope` of one set that is not empty."""
+    if center and count < 2.0:
+        return 0.0
     return inverse_std(m2 / count, eps) if scale else 1.0
 
 
@@ -93,6 +95,13 @@ def _sum_block(v, geometry, x, outer0, outer1, line0, lines, pilots, firsts, sec
 
 
 @njit(nogil=True)
+def remainder(mean, rounded):
+    """What rounding the mean to the compute dtype left behind, for the additive coefficient."""
+    rest = mean - np.float64(rounded)
+    return rest if math.isfinite(rest) else 0.0
+
+
+@njit(nogil=True)
 def _row(v, geometry, base, field, outer, row):
     """Address of a row of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1)
@@ -104,7 +113,7 @@ def _line(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     """gamma, beta, mean, scale and shift as the loops take them."""
     index = outer * get(geometry, geo.GAMMA_OUTER) + row * get(geometry, geo.GAMMA_LINE)
     rounded = to_compute(v, mean)
-    shift = line_shift(mean, np.float64(rounded), slope, offset)
+    shift = offset - remainder(mean, rounded) * slope
     if is_crossed(v):
         gamma += index * compute_size(v)
         beta += index * compute_size(v)
@@ -158,7 +167,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
                 a, b = set_moments(elements, pilots[s], firsts[s], seconds[s], center)
                 write_double(mean, index, a)
                 write_double(m2, index, b)
-                firsts[s], seconds[s] = a, set_slope(b, elements, eps, scale)
+                firsts[s], seconds[s] = a, set_slope(b, elements, eps, center, scale)
             for outer in range(outer0, outer1):
                 cursor = 0
                 for s in range(count):
@@ -239,12 +248,12 @@ def _row_sums(
 @njit(nogil=True)
 def _emit_gradient_row(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row, mean, slope, offset,
-    linear, constant, scratch, cursor, last,
+    linear, constant, curved, scratch, cursor, last,
 ):  # fmt: skip
     gamma, beta, rounded, factor, shift = _line(
         v, geometry, gamma, beta, outer, row, mean, slope, offset
     )
-    constant += linear * (np.float64(rounded) - mean)
+    constant -= linear * remainder(mean, rounded)
     return emit_gradient(
         v,
         _row(v, geometry, x, geo.X_OUTER, outer, row),
@@ -253,7 +262,7 @@ def _emit_gradient_row(
         _row(v, geometry, dx, geo.Y_OUTER, outer, row),
         _row(v, geometry, dz_out, geo.Y_OUTER, outer, row),
         get(geometry, geo.RUN), rounded, factor, shift, gamma, beta,
-        to_compute(v, linear), to_compute(v, constant), get(geometry, geo.STREAMED),
+        to_compute(v, linear), to_compute(v, constant), curved, get(geometry, geo.STREAMED),
         scratch, cursor, last or get(geometry, geo.Y_ROW) != get(geometry, geo.RUN),
     )  # fmt: skip
 
@@ -305,7 +314,7 @@ def backpropagate(
             for s in range(count):
                 index = k * line_sets + set0 + s
                 means[s] = read_double(mean, index)
-                slopes[s] = set_slope(read_double(m2, index), elements, eps, scale)
+                slopes[s] = set_slope(read_double(m2, index), elements, eps, center, scale)
                 dzs[s] = dzxs[s] = 0.0
             for outer in range(outer0, outer1):
                 owner = outer if get(geometry, geo.GAMMA_OUTER) else k
@@ -334,7 +343,7 @@ def backpropagate(
                         cursor = _emit_gradient_row(
                             v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer,
                             (set0 + s) * span + r, means[s], slopes[s], 0.0, dzs[s], dzxs[s],
-                            scratch.ctypes.data, cursor, s == count - 1 and r == span - 1,
+                            scale, scratch.ctypes.data, cursor, s == count - 1 and r == span - 1,
                         )  # fmt: skip
         task = finish_task(counters, task)
     keep(scratch)
@@ -368,7 +377,7 @@ def gradient_sums(
 @njit(nogil=True, error_model="numpy", cache=True)
 def gradient_apply(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, slope, offset, linear, constant,
-    counters,
+    curved, counters,
 ):  # fmt: skip
     """dx from the coefficients of every row."""
     rows, tile = get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
@@ -382,7 +391,7 @@ def gradient_apply(
             cursor = _emit_gradient_row(
                 v, geometry, x, dy, residual, dx, dz_out, gamma, beta, line // rows, line % rows,
                 read_double(mean, line), read_double(slope, line), read_double(offset, line),
-                read_double(linear, line), read_double(constant, line),
+                read_double(linear, line), read_double(constant, line), curved,
                 scratch.ctypes.data, cursor, line + 1 == end or (line + 1) % rows == 0,
             )  # fmt: skip
         task = finish_task(counters, task)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from normkit.coefficients import gradient_line, set_slope
-from normkit.kernels.call import Array, Call
+from normkit.kernels.call import Array, Call, quiet
 from normkit.kernels.cpu.access import Refusal, Request
 from normkit.kernels.cpu.launch import Launcher, launcher
 from normkit.kernels.memory import dense_strides
@@ -52,6 +52,9 @@ class CpuBackend:
 
     def namespace(self) -> Any:
         return np
+
+    def statistics_dtype(self, call: Call) -> Any:
+        return np.float64
 
     # --- choosing the way -----------------------------------------------------------------------
 
@@ -152,7 +155,7 @@ class CpuBackend:
         ready, _, launch = self._ready(call, out=out)
         if not launch.access.fused:
             mean, m2 = self.moments(call)
-            slope = set_slope(np, self._count_array(call, m2), m2, call.eps, call.scale)
+            slope = set_slope(np, self._count_array(call, m2), m2, call.eps, call.center, call.scale)
             return self.apply(call, mean, slope, np.zeros_like(slope), out), mean, m2
         host = self.host
         y = self._target(ready, launch, out)
@@ -199,23 +202,32 @@ class CpuBackend:
             np.ascontiguousarray(m2), call.eps, call.center, call.scale,
             (ready, ready_dy, dx, dz),
         )  # fmt: skip
-        return dx, dgamma, dbeta, self._residual_gradient(call, dy, dz)
+        return dx, *self._narrowed(call, dgamma, dbeta), self._residual_gradient(call, dy, dz)
+
+    def _narrowed(self, call: Call, dgamma: Array, dbeta: Array) -> tuple[Array, Array]:
+        """Gradients in the shapes of gamma and beta; None for what is absent."""
+        return tuple(
+            None if values is None else call.layout.narrow_affine(np, gradient, tuple(values.shape))
+            for values, gradient in ((call.gamma, dgamma), (call.beta, dbeta))
+        )  # type: ignore[return-value]
 
     def _residual_gradient(self, call: Call, dy: Array, dz: Array) -> Array:
         if call.residual is None:
             return None
         return dy if call.activation is None else dz
 
+    @quiet
     def _backpropagate_in_halves(
         self, call: Call, dy: Array, mean: Array, m2: Array
     ) -> tuple[Array, Array, Array, Array]:
         count = self._count_array(call, m2)
-        slope = set_slope(np, count, m2, call.eps, call.scale)
+        slope = set_slope(np, count, m2, call.eps, call.center, call.scale)
         offset = np.zeros_like(slope)
         dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
         linear, constant = gradient_line(
             slope, m2 / count, call.eps, count, dz, dzx, float(call.center), float(call.scale)
         )
+        linear = linear if call.scale else None
         dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
         return dx, dgamma, dbeta, dresidual
 
@@ -223,10 +235,11 @@ class CpuBackend:
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
     ) -> tuple[Array, Array, Array, Array]:
         call, dy, launch = self._ready(call, dy)
-        return launch.gradient_sums(
+        *sums, dgamma, dbeta = launch.gradient_sums(
             self.host.address(call.x), self.host.address(dy), self._residual(call),
             *self._parameters(call), mean, slope, offset, (call, dy),
         )  # fmt: skip
+        return sums[0], sums[1], *self._narrowed(call, dgamma, dbeta)
 
     def gradient_apply(
         self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]

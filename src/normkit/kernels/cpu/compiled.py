@@ -25,7 +25,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "apply": (_INT,) * 10,
     "backpropagate": (*[_INT] * 10, _FLOAT, _BOOL, _BOOL, _INT, _INT, _INT),
     "gradient_sums": (_INT,) * 14,
-    "gradient_apply": (_INT,) * 14,
+    "gradient_apply": (*[_INT] * 13, _BOOL, _INT),
 }
 _MODULES = {"along": along, "across": across}
 

@@ -29,14 +29,19 @@ _STORAGE = {"float16": _I16, "bfloat16": _I16, "float32": _F32, "float64": _F64}
 CACHE_LINE = 64
 
 
+#: Files whose code ends up in the machine code.
+_COMPILED = ("kernels/cpu/across.py", "kernels/cpu/along.py", "kernels/cpu/geometry.py",
+             "kernels/cpu/intrinsics.py", "kernels/cpu/mathops.py", "kernels/cpu/runs.py",
+             "coefficients.py", "epilogues.py", "moments.py")  # fmt: skip
+
+
 @cache
 def _source_digest() -> str:
     """Numba's cache watches one file a kernel; this makes it see a change in any of them."""
+    package = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    for name in ("coefficients.py", "epilogues.py", "moments.py"):
-        digest.update((Path(__file__).parents[2] / name).read_bytes())
+    for name in _COMPILED:
+        digest.update((package / name).read_bytes())
     return digest.hexdigest()[:12]
 
 

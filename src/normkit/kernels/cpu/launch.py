@@ -15,6 +15,7 @@ import numpy as np
 from normkit.kernels.cpu.access import Access, Refusal, Request, access_for
 from normkit.kernels.cpu.compiled import entry_point
 from normkit.kernels.threads import run_tasks
+from normkit.kernels.call import quiet
 from normkit.layout import Layout
 from normkit.moments import merge_along
 
@@ -71,12 +72,8 @@ class Launcher:
         if values is None:
             if self.affine is None:
                 return default
-            shape = {
-                "channel": (self.layout.c,),
-                "sample": (self.layout.n, self.layout.c),
-                "element": self.layout.element_shape,
-            }[self.affine]
-            return np.full(shape, default[0], dtype)
+            return np.full(self.layout.affine_shape(self.affine), default[0], dtype)
+        values = self.layout.widen_affine(np, values, self.affine or "channel")
         return np.ascontiguousarray(values, dtype=dtype)
 
     # --- lines ----------------------------------------------------------------------------------
@@ -132,6 +129,7 @@ class Launcher:
         )  # fmt: skip
         return statistics[0], statistics[1]
 
+    @quiet
     def moments(self, x: int, center: bool, keep: Any) -> tuple[Array, Array]:
         """Mean and m2 on the grid."""
         shape, counts = self._tiles()
@@ -204,6 +202,7 @@ class Launcher:
             return None, None
         return self._affine_gradient(dgamma), self._affine_gradient(dbeta)
 
+    @quiet
     def gradient_sums(
         self, x: int, dy: int, residual: int, gamma: Array, beta: Array,
         mean: Array, slope: Array, offset: Array, keep: Any,
@@ -237,12 +236,16 @@ class Launcher:
         self, x: int, dy: int, residual: int, dx: int, dz: int, gamma: Array, beta: Array,
         coefficients: tuple[Array, ...], keep: Any,
     ) -> None:  # fmt: skip
-        """dx into ``dx`` from the sets' mean, slope, offset, linear and constant."""
+        """dx into ``dx`` from the sets' mean, slope, offset, linear (or None) and constant."""
         gamma, beta = self.affine_arrays(gamma, beta)
-        lines = [self.lines(grid) for grid in coefficients]
+        curved = coefficients[3] is not None
+        mean, slope, offset, linear, constant = coefficients
+        given = (mean, slope, offset, linear if curved else constant, constant)
+        lines = [self.lines(grid) for grid in given]
         self._run(
             self._kernel("gradient_apply"),
-            (x, dy, residual, dx, dz, gamma.ctypes.data, beta.ctypes.data, *map(address, lines)),
+            (x, dy, residual, dx, dz, gamma.ctypes.data, beta.ctypes.data, *map(address, lines),
+             curved),
             self.access.half_tasks, (keep, gamma, beta, lines),
         )  # fmt: skip
 

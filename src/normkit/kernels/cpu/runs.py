@@ -74,16 +74,28 @@ def normalize(v, x, residual, y, n, mean, scale, shift, gamma, beta):
 
 
 @njit(nogil=True, fastmath=_MAP)
-def gradient(v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant):
-    for i in range(n):
-        dz = _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta)
-        if has_residual(v) and has_activation(v):
-            _write_second(v, dz_out, i, dz)
-        if is_crossed(v):
-            dz = dz * _gamma(v, gamma, i)
-        centered = _x(v, x, i) - _mean(v, mean, i)
-        rest = centered * _linear(v, linear, i) + _constant(v, constant, i)
-        _write(v, dx, i, dz * _scale(v, scale, i) + rest)
+def gradient(
+    v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant, curved
+):
+    """``curved`` says whether there is a way through the variance; if not, x does not matter."""
+    if curved:
+        for i in range(n):
+            dz = _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta)
+            if has_residual(v) and has_activation(v):
+                _write_second(v, dz_out, i, dz)
+            if is_crossed(v):
+                dz = dz * _gamma(v, gamma, i)
+            centered = _x(v, x, i) - _mean(v, mean, i)
+            rest = centered * _linear(v, linear, i) + _constant(v, constant, i)
+            _write(v, dx, i, dz * _scale(v, scale, i) + rest)
+    else:
+        for i in range(n):
+            dz = _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta)
+            if has_residual(v) and has_activation(v):
+                _write_second(v, dz_out, i, dz)
+            if is_crossed(v):
+                dz = dz * _gamma(v, gamma, i)
+            _write(v, dx, i, dz * _scale(v, scale, i) + _constant(v, constant, i))
 
 
 # --- sums over sets along the run: a run adds to one pair of sums -------------------------------
@@ -251,14 +263,15 @@ def emit_normalized(
 
 @njit(nogil=True)
 def emit_gradient(
-    v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant,
+    v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant, curved,
     streamed, scratch, cursor, last,
 ):  # fmt: skip
     """Like :func:`emit_normalized` for dx and, behind an activation, the residual's gradient."""
     if not streamed:
         gradient(
-            v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant
-        )
+            v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant,
+            curved,
+        )  # fmt: skip
         return 0
     size = itemsize(v)
     second = scratch + TILE * size
@@ -270,7 +283,7 @@ def emit_gradient(
             scratch + cursor * size, second + cursor * size, count,
             advance(v, mean, done), advance(v, scale, done), advance(v, shift, done),
             advance(v, gamma, done), advance(v, beta, done),
-            advance(v, linear, done), advance(v, constant, done),
+            advance(v, linear, done), advance(v, constant, done), curved,
         )  # fmt: skip
         cursor, done = cursor + count, done + count
         if cursor == TILE or (last and done == n):
