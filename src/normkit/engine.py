@@ -112,7 +112,7 @@ def _grid(backend: Backend, call: Call, values: Any, name: str) -> Array:
 
 def _work(backend: Backend, call: Call, values: Any) -> Array:
     xp, dtype = backend.namespace(), backend.statistics_dtype(call)
-    if isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
+    if xp is np or isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
         return xp.asarray(values, dtype=dtype)
     return xp.astype(values, dtype)
 
@@ -285,24 +285,13 @@ def _check_backward(norm: Any, dy: Any, saved: Any) -> Array:
     return checks.like(saved.call.x, dy, "dy")
 
 
-def _cast(gradient: Array, parameter: Array) -> Array:
-    """A gradient in its parameter's dtype."""
-    if gradient is None or parameter is None:
-        return None
-    if gradient.dtype == parameter.dtype:
-        return gradient
-    if hasattr(gradient, "astype"):
-        return gradient.astype(parameter.dtype)
-    return registry.namespace_of(gradient).astype(gradient, parameter.dtype)
-
-
 def backward(norm: Any, dy: Any, saved: Any) -> Gradients:
     """See :meth:`normkit.Norm.backward`."""
     dy = _check_backward(norm, dy, saved)
     call = saved.call
     if saved.slope is None:
         dx, dgamma, dbeta, dresidual = saved.backend.backpropagate(call, dy, saved.mean, saved.m2)
-        return Gradients(dx, _cast(dgamma, call.gamma), _cast(dbeta, call.beta), dresidual)
+        return Gradients(dx, dgamma, dbeta, dresidual)
     return _gradient_apply(saved, dy, _gradient_sums(saved, dy))
 
 
@@ -325,8 +314,8 @@ def _gradient_sums(saved: Saved, dy: Array) -> GradientSums:
     dz, dzx, dgamma, dbeta = backend.gradient_sums(call, dy, saved.mean, *_line(saved))
     xp, shape = backend.namespace(), call.layout.statistics_shape
     return GradientSums(
-        _cast(dgamma, call.gamma),
-        _cast(dbeta, call.beta),
+        dgamma,
+        dbeta,
         xp.reshape(dz, shape),
         xp.reshape(dzx, shape),
     )

@@ -140,7 +140,7 @@ def _train(seed: int, quick: bool, init: Init) -> list[Result]:
     from normkit.demo.training import Run, prepare, train
 
     seeds = range(seed, seed + (QUICK_SEEDS if quick else SEEDS))
-    # Networks as small as these gain little from a second thread, and lose much where other programs
+    # Networks so small gain little from a second thread, and lose much where other programs
     # run (380 s, not 47). The sums, and so the figures, are then the same for any number too.
     torch.set_num_threads(1)
     share = QUICK_SHARE if quick else 1

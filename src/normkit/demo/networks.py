@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from torch.nn import BatchNorm1d, BatchNorm2d  # TEMPORARY
+from normkit.torch import BatchNorm1d, BatchNorm2d
 
 Network = Literal["dense", "convolutional"]
 Init = Literal["torch", "he"]

@@ -74,7 +74,10 @@ class Backend(Protocol):
     def backpropagate(
         self, call: Call, dy: Array, mean: Array, m2: Array
     ) -> tuple[Array, Array, Array, Array]:
-        """Gradients of x, gamma, beta and residual, where the statistics are x's own."""
+        """Gradients of x, gamma, beta and residual, where the statistics are x's own.
+
+        Each has the dtype of what it is the gradient of; None for what the call has not.
+        """
 
     def gradient_sums(
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array

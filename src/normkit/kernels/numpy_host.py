@@ -36,6 +36,9 @@ class NumpyHost:
     def parameter(self, values: Any) -> Any:
         return values
 
+    def parameter_gradient(self, gradient: Any, parameter: Any) -> Any:
+        return gradient.astype(parameter.dtype, copy=False)
+
 
 def well_formed(array: Any) -> Any:
     """The array itself, or a copy where bytes are swapped, misaligned or strides no whole numbers."""

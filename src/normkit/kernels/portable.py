@@ -128,6 +128,14 @@ class PortableBackend:
         values = values.astype(work) if self.numpy else self.xp.astype(values, work)
         return call.layout.affine_to_cube(self.xp, values, _kind(call, values))
 
+    def _affine_gradient(self, call: Call, cube: Array, values: Array) -> Array:
+        gradient = call.layout.affine_from_cube(self.xp, cube, _kind(call, values))
+        return (
+            gradient.astype(values.dtype)
+            if self.numpy
+            else self.xp.astype(gradient, values.dtype)
+        )
+
     def counts(self, call: Call) -> Any:
         layout, xp = call.layout, self.xp
         if call.mask is not None:
@@ -230,9 +238,9 @@ class PortableBackend:
         dz = self._dz(call, dy, x_hat)
         dgamma = dbeta = None
         if call.gamma is not None:
-            dgamma = layout.affine_from_cube(xp, dz * x_hat, _kind(call, call.gamma))
+            dgamma = self._affine_gradient(call, dz * x_hat, call.gamma)
         if call.beta is not None:
-            dbeta = layout.affine_from_cube(xp, dz, _kind(call, call.beta))
+            dbeta = self._affine_gradient(call, dz, call.beta)
         weighted = self._weighted(call, dz)
         return layout.gather(xp, weighted), layout.gather(xp, weighted * apart), dgamma, dbeta
 

@@ -41,6 +41,9 @@ class Host(Protocol):
     def parameter(self, values: Array) -> Array:
         """gamma or beta as a NumPy array."""
 
+    def parameter_gradient(self, gradient: Array, parameter: Array) -> Array:
+        """A NumPy array in a parameter's library and dtype."""
+
 
 class CpuBackend:
     """:class:`normkit.kernels.call.Backend` on the compiled kernels."""
@@ -205,11 +208,15 @@ class CpuBackend:
         return dx, *self._narrowed(call, dgamma, dbeta), self._residual_gradient(call, dy, dz)
 
     def _narrowed(self, call: Call, dgamma: Array, dbeta: Array) -> tuple[Array, Array]:
-        """Gradients in the shapes of gamma and beta; None for what is absent."""
-        return tuple(
-            None if values is None else call.layout.narrow_affine(np, gradient, tuple(values.shape))
-            for values, gradient in ((call.gamma, dgamma), (call.beta, dbeta))
-        )  # type: ignore[return-value]
+        """Gradients in the shapes and dtypes of gamma and beta; None for what is absent."""
+
+        def narrowed(values: Array, gradient: Array) -> Array:
+            if values is None:
+                return None
+            gradient = call.layout.narrow_affine(np, gradient, tuple(values.shape))
+            return self.host.parameter_gradient(gradient, values)
+
+        return narrowed(call.gamma, dgamma), narrowed(call.beta, dbeta)
 
     def _residual_gradient(self, call: Call, dy: Array, dz: Array) -> Array:
         if call.residual is None:
