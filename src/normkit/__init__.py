@@ -8,8 +8,6 @@ array([[-1., -1.],
        [ 1.,  1.]])
 """
 
-from __future__ import annotations
-
 from normkit import errors
 from normkit.coefficients import Renorm
 from normkit.engine import Gradients, GradientSums, Saved, explain_backend
@@ -60,6 +58,7 @@ __all__ = [
     "Split",
     "TokenLayerNorm",
     "Trace",
+    "__version__",
     "activation_names",
     "cache_size",
     "empty_cache",

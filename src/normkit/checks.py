@@ -28,7 +28,7 @@ def as_array(values: Any) -> Array:
 
 def _float_array(values: Any, name: str) -> Array:
     values = as_array(values)
-    namespace_of(values)
+    namespace_of(values, name)
     if dtype_name(values) not in FLOATS:
         raise DTypeError(
             f"{name} has a dtype that cannot be normalized",
@@ -87,7 +87,7 @@ def _same_library(x: Array, values: Array, name: str) -> None:
 def like(x: Array, values: Any, name: str) -> Array:
     """``values`` if it has x's shape, dtype and library."""
     values = as_array(values)
-    namespace_of(values)
+    namespace_of(values, name)
     _same_library(x, values, name)
     if tuple(values.shape) != tuple(x.shape):
         raise ShapeError(
@@ -151,7 +151,7 @@ def _mask(layout: Layout, x: Array, mask: Any, lengths: Any) -> Array:
         )
     xp = namespace_of(x)
     mask = _from_lengths(xp, layout, x, lengths) if mask is None else as_array(mask)
-    namespace_of(mask)
+    namespace_of(mask, "mask")
     _same_library(x, mask, "mask")
     if dtype_name(mask) != "bool":
         raise DTypeError(
@@ -184,14 +184,20 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 def _from_lengths(xp: Any, layout: Layout, x: Array, lengths: Any) -> Array:
     lengths = as_array(lengths)
-    namespace_of(lengths)
+    namespace_of(lengths, "lengths")
     _same_library(x, lengths, "lengths")
-    whole = dtype_name(lengths).startswith(("int", "uint"))
-    if not whole or tuple(lengths.shape) != (layout.n,):
+    if not dtype_name(lengths).startswith(("int", "uint")):
+        raise DTypeError(
+            "lengths= are no whole numbers",
+            received=dtype_name(lengths),
+            expected="integers",
+            remedy="Use mask= for anything else than a number of positions.",
+        )
+    if tuple(lengths.shape) != (layout.n,):
         raise ShapeError(
             "lengths= does not fit x",
-            received=f"{dtype_name(lengths)} of shape {tuple(lengths.shape)}",
-            expected=f"whole numbers of shape ({layout.n},), one a sample",
+            received=f"shape {tuple(lengths.shape)} with x of shape {layout.shape}",
+            expected=f"({layout.n},), one a sample",
             remedy="Use mask= for anything else.",
         )
     if not layout.positions:

@@ -102,7 +102,7 @@ def _grid(backend: Backend, call: Call, values: Any, name: str) -> Array:
     shape = tuple(getattr(values, "shape", ()))
     if shape != expected:
         raise ShapeError(
-            f"The given {name} does not fit the norm's sets",
+            f"The {name} of the given statistics does not fit the norm's sets",
             received=f"shape {shape}",
             expected=f"{expected} for x of shape {call.layout.shape}, axis={call.layout.axis}",
             remedy="Give one value a set, as saved.statistics has them.",
@@ -363,13 +363,14 @@ def trace(norm: Any, x: Any, gamma: Any, beta: Any, dy: Any, axis: int) -> Trace
     return trace_call(call, checks.like(call.x, dy, "dy"))
 
 
-def explain_backend(norm: Any, x: Any, gamma: Any = None, beta: Any = None, axis: int = 1,
+def explain_backend(x: Any, norm: Any, gamma: Any = None, beta: Any = None, axis: int = 1,
                     mask: Any = None) -> str:  # fmt: skip
     """Which kernels a forward with these arguments would run on, and why not the faster ones.
 
     >>> import normkit as nk, numpy as np
-    >>> print(nk.explain_backend(nk.BatchNorm(), np.zeros((8, 3, 5), "float32")))
-    compiled (Numba): x is a NumPy array, and its sets can be read in place
+    >>> print(nk.explain_backend(np.zeros((8, 3, 5), "float32"), nk.BatchNorm()))
+    compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;
+portable (array API): not needed
     """
     return registry.explain(checks.make_call(norm, x, gamma, beta, axis, mask))
 

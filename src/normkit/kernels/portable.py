@@ -7,6 +7,7 @@ float64) elsewhere, where accelerators are fast at it.
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ class ArrayOps:
     """``ops`` of activations (see :mod:`normkit.epilogues`) on whole arrays."""
 
     xp: Any
+    dtype: Any  # of z
 
     def exp(self, z: Array) -> Array:
         return self.xp.exp(z)
@@ -39,19 +41,10 @@ class ArrayOps:
 
     @cached_property
     def _special(self) -> Any:
-        name = self.xp.__name__
-        if "torch" in name:
-            import torch
-
-            return torch.special
-        if "jax" in name:
-            from jax.scipy import special
-
-            return special
-        if "cupy" in name:
-            from cupyx.scipy import special
-
-            return special
+        # x is an array of the library, so it is imported already.
+        for library, module in _SPECIAL.items():
+            if library in self.xp.__name__:
+                return importlib.import_module(module)
         return _MathSpecial
 
     def erf(self, z: Array) -> Array:
@@ -61,22 +54,22 @@ class ArrayOps:
         return 0.5 * self._special.erfc(z * -0.7071067811865476)
 
     def where(self, condition: Array, yes: Any, no: Any) -> Array:
-        like = condition if hasattr(condition, "dtype") else yes
-        return self.xp.where(condition, self._array(yes, no, like), self._array(no, yes, like))
+        return self.xp.where(condition, self._array(yes, condition), self._array(no, condition))
 
     def maximum(self, a: Any, b: Any) -> Array:
-        return self.xp.maximum(self._array(a, b, b), self._array(b, a, a))
+        return self.xp.maximum(self._array(a, b), self._array(b, a))
 
     def minimum(self, a: Any, b: Any) -> Array:
-        return self.xp.minimum(self._array(a, b, b), self._array(b, a, a))
+        return self.xp.minimum(self._array(a, b), self._array(b, a))
 
-    def _array(self, value: Any, partner: Any, like: Any) -> Array:
-        """A number as an array of its partner's dtype (or of x's, if both are numbers)."""
+    def _array(self, value: Any, like: Array) -> Array:
+        """A number as an array of another's shape."""
         if hasattr(value, "dtype"):
             return value
-        if hasattr(partner, "dtype"):
-            return self.xp.full_like(partner, value)
-        return self.xp.full_like(like, value, dtype=self.xp.float64)
+        return self.xp.full_like(like, value, dtype=self.dtype)
+
+
+_SPECIAL = {"torch": "torch.special", "jax": "jax.scipy.special", "cupy": "cupyx.scipy.special"}
 
 
 class _MathSpecial:
@@ -93,13 +86,15 @@ class PortableBackend:
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
-        self.ops = ArrayOps(xp)
         self.numpy = xp.__name__.endswith("numpy") and "jax" not in xp.__name__
 
     def namespace(self) -> Any:
         return self.xp
 
     # --- helpers --------------------------------------------------------------------------------
+
+    def _ops(self, call: Call) -> ArrayOps:
+        return ArrayOps(self.xp, self._work(call.x))
 
     def statistics_dtype(self, call: Call) -> Any:
         return self._work(call.x)
@@ -198,7 +193,7 @@ class PortableBackend:
     def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
         z = self._before_activation(call, self._x_hat(call, mean, slope, offset)[1])
         if call.activation is not None:
-            z = call.activation.value(z, self.ops)
+            z = call.activation.value(z, self._ops(call))
         return self._result(call, z, out)
 
     # --- backward -------------------------------------------------------------------------------
@@ -207,7 +202,7 @@ class PortableBackend:
         dz = self._cube(call, dy)
         if call.activation is None:
             return dz
-        return dz * call.activation.slope(self._before_activation(call, x_hat), self.ops)
+        return dz * call.activation.slope(self._before_activation(call, x_hat), self._ops(call))
 
     def _weighted(self, call: Call, dz: Array) -> Array:
         gamma = self._affine(call, call.gamma)

@@ -20,7 +20,7 @@ from normkit.kernels.portable import PortableBackend
 __all__ = ["backend_for", "namespace_of", "portable"]
 
 
-def namespace_of(array: Any) -> Any:
+def namespace_of(array: Any, name: str = "x") -> Any:
     """The array library that ``array`` belongs to.
 
     Raises:
@@ -30,7 +30,7 @@ def namespace_of(array: Any) -> Any:
         return array_api_compat.array_namespace(array)
     except TypeError:
         raise NotNormalizableError(
-            "x is no array",
+            f"{name} is no array",
             received=type(array).__name__,
             expected="an array of NumPy, PyTorch, JAX, CuPy or another array API library",
             remedy="Convert it first, for instance with numpy.asarray.",
@@ -77,5 +77,5 @@ def explain(call: Call) -> str:
         return f"portable ({library}): compiled kernels read NumPy arrays; x is of {library}"
     reason = compiled_refusal(call)
     if reason is None:
-        return "compiled (Numba): x is a NumPy array, and its sets can be read in place"
+        return "compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;\nportable (array API): not needed"
     return f"portable (numpy): {reason}"
