@@ -274,6 +274,8 @@ def erf(z):
     for n in range(1, 240):
         term = term * (2 * near * near) / (2 * n + 1)
         total = total + term
+        if not np.any(np.abs(term) > 1e-22 * np.abs(total)):
+            break
     return np.where(far, np.sign(z), 2 / np.sqrt(PI) * np.exp(-near * near) * total)
 
 

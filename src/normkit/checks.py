@@ -9,7 +9,7 @@ import numpy as np
 from normkit.epilogues import find_activation
 from normkit.errors import DTypeError, OptionError, ShapeError
 from normkit.kernels.call import Array, Call
-from normkit.kernels.numpy_host import well_formed
+from normkit.kernels.numpy_host import dtype_label, well_formed
 from normkit.kernels.registry import namespace_of
 from normkit.layout import Layout, layout_of
 
@@ -18,7 +18,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 def dtype_name(array: Array) -> str:
     """``float32`` for a NumPy, PyTorch or JAX array of it."""
-    return str(array.dtype).rsplit(".", 1)[-1]
+    return dtype_label(array.dtype)
 
 
 def as_array(values: Any) -> Array:
@@ -220,5 +220,4 @@ def _from_lengths(xp: Any, layout: Layout, x: Array, lengths: Any) -> Array:
     steps = xp.arange(most, dtype=lengths.dtype, device=getattr(x, "device", None))
     inside = steps[None, :] < lengths[:, None]
     inside = xp.reshape(inside, (layout.n, most) + (1,) * (len(layout.positions) - 1))
-    inside = xp.broadcast_to(inside, (layout.n, *layout.positions))
-    return inside
+    return xp.broadcast_to(inside, (layout.n, *layout.positions))

@@ -32,9 +32,7 @@ def inverse_std(var: Any, eps: float) -> Any:
     return 1.0 / (var + eps) ** 0.5
 
 
-def set_slope(
-    xp: Any, count: Any, m2: Any, eps: float, center: bool, scale: bool
-) -> Any:
+def set_slope(xp: Any, count: Any, m2: Any, eps: float, center: bool, scale: bool) -> Any:
     """1 / sqrt(var + eps) of each set whose statistics come from x; 1 for a mean-only norm.
 
     0 where a centred set has fewer than two elements: x - mean is 0 then, and so is every gradient

@@ -189,7 +189,14 @@ def run_forward(
 
 
 def _renormalize(
-    norm: Any, call: Call, backend: Backend, count: Any, mean: Array, m2: Array, renorm: Any, out: Any
+    norm: Any,
+    call: Call,
+    backend: Backend,
+    count: Any,
+    mean: Array,
+    m2: Array,
+    renorm: Any,
+    out: Any,
 ) -> tuple[Array, Saved]:
     if not isinstance(renorm, Renorm) or not (call.center and call.scale):
         raise DTypeError(
@@ -208,7 +215,7 @@ def _renormalize(
     safe = count + (count < 1)
     r, d = reference.factors(xp, mean, m2 / safe, call.eps)
     slope = _slope(backend, call, count, m2)
-    d = xp.where(slope == 0, xp.zeros_like(d), d)
+    d = xp.where(count < 1, xp.zeros_like(d), d)  # an empty set's x_hat is 0
     return _apply(norm, call, backend, count, mean, m2, slope * r, d, True, out)
 
 
@@ -367,10 +374,10 @@ def explain_backend(x: Any, norm: Any, gamma: Any = None, beta: Any = None, axis
                     mask: Any = None) -> str:  # fmt: skip
     """Which kernels a forward with these arguments would run on, and why not the faster ones.
 
-    >>> import normkit as nk, numpy as np
-    >>> print(nk.explain_backend(np.zeros((8, 3, 5), "float32"), nk.BatchNorm()))
-    compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;
-portable (array API): not needed
+        >>> import normkit as nk, numpy as np
+        >>> print(nk.explain_backend(np.zeros((8, 3, 5), "float32"), nk.BatchNorm()))
+        compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;
+    portable (array API): not needed
     """
     return registry.explain(checks.make_call(norm, x, gamma, beta, axis, mask))
 

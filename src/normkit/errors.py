@@ -20,7 +20,7 @@ def _message(problem: str, received: object, expected: str, remedy: str) -> str:
     return f"{problem}: received {received}, expected {expected}. {remedy}"
 
 
-class _Explained(Exception):
+class _ExplainedError(Exception):
     """Builds its text from the four things that a reader needs."""
 
     def __init__(self, problem: str, *, received: object, expected: str, remedy: str) -> None:
@@ -38,25 +38,25 @@ def _restore(kind: type[Exception], text: str, state: dict[str, object]) -> Exce
     return error
 
 
-class NormError(_Explained, ValueError):
+class NormError(_ExplainedError, ValueError):
     """A norm was described with a value that it cannot have."""
 
 
-class ShapeError(_Explained, ValueError):
+class ShapeError(_ExplainedError, ValueError):
     """An array's shape does not fit."""
 
 
-class OptionError(_Explained, ValueError):
+class OptionError(_ExplainedError, ValueError):
     """An option has a value that it cannot have, or two options contradict each other."""
 
 
-class SavedError(_Explained, ValueError):
+class SavedError(_ExplainedError, ValueError):
     """What forward saved does not fit this backward."""
 
 
-class DTypeError(_Explained, TypeError):
+class DTypeError(_ExplainedError, TypeError):
     """An argument's type or dtype is not one that can be normalized."""
 
 
-class NotNormalizableError(_Explained, TypeError):
+class NotNormalizableError(_ExplainedError, TypeError):
     """The object is no array of a library that follows the array API standard."""

@@ -55,7 +55,7 @@ class _Box(Protocol):
     def positions(self) -> int | str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # layout_of() makes each one once; identity is equality
 class Layout:
     """The cube of one input shape and the sets of one norm in it."""
 
@@ -161,7 +161,7 @@ class Layout:
 
     def gather(self, xp: Any, values: Any) -> Any:
         """Sum cube-shaped values (or ones that broadcast along positions) over each set."""
-        n, c, positions = values.shape
+        n, _, positions = values.shape
         if self.whole_positions and positions != 1:
             values = xp.sum(values, axis=2, keepdims=True)
             positions = 1
@@ -229,8 +229,8 @@ class Layout:
         raise ShapeError(
             f"{name} does not fit x",
             received=f"{name} of shape {shape} with x of shape {self.shape} and axis={self.axis}",
-            expected=f"({self.c},) for a value a channel, ({self.n}, {self.c}) for one a sample and "
-            f"channel, or {self.element_shape} element-wise",
+            expected=f"({self.c},) for a value a channel, ({self.n}, {self.c}) for one a sample "
+            f"and channel, or {self.element_shape} element-wise",
             remedy="Check axis=, the channel axis, first.",
         )
 

@@ -161,7 +161,7 @@ class Norm:
         renorm: Renorm | None = None,
         out: Any = None,
     ) -> tuple[Any, Saved]:
-        """The second half of forward; the moments count as taken from x (and its like elsewhere)."""
+        """The second half of forward; the moments count as taken from x, and its like elsewhere."""
         return engine.apply(
             self, x, moments, gamma, beta, axis, mask, lengths, residual, activation, renorm, out
         )

@@ -138,9 +138,9 @@ def _train(seed: int, quick: bool, init: Init) -> list[Result]:
     from normkit.demo.data import digits
     from normkit.demo.progress import progress
     from normkit.demo.training import Run, prepare, train
-    from normkit.torch import native
+    from normkit.torch import use_native_up_to
 
-    native.SMALL = 0  # every layer through normkit's kernels, also where PyTorch's are as quick
+    use_native_up_to(0)  # every layer through normkit's kernels, also where PyTorch's are as quick
 
     seeds = range(seed, seed + (QUICK_SEEDS if quick else SEEDS))
     # Networks so small gain little from a second thread, and lose much where other programs

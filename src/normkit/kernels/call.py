@@ -42,6 +42,7 @@ class Call:
     mask: Array = None  # bool, cube-shaped or broadcastable to it
     residual: Array = None
     activation: Activation | None = None
+    prepared: Any = None  # what a backend has found out about the call
 
 
 class Backend(Protocol):

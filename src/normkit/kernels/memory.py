@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = ["cache_size", "empty", "empty_cache", "set_cache_limit"]
 _SMALLEST = 1 << 20
 _GRANULE = 1 << 16
 _ALIGNMENT = 64
+_DESCENDING = (5, 4, 3, 2, 1)
 
 
 def _default_limit() -> int:
@@ -79,6 +81,7 @@ def buffer(nbytes: int) -> np.ndarray:
     return raw[start : start + nbytes]
 
 
+@lru_cache(maxsize=1024)
 def dense_strides(shape: tuple[int, ...], like: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a dense array whose axes lie in memory in the order of ``like``."""
     order = sorted(range(len(shape)), key=lambda a: (-abs(like[a]) if shape[a] > 1 else 0, a))
@@ -96,10 +99,10 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...]
     for size in shape:
         count *= size
     size = dtype.itemsize
-    if count * size < _SMALLEST and strides == dense_strides(shape, tuple(range(len(shape), 0, -1))):
+    if count * size < _SMALLEST and strides == dense_strides(shape, _DESCENDING[: len(shape)]):
         return np.empty(shape, dtype)
     raw = buffer(count * size)
-    return np.ndarray(shape, dtype, raw, strides=tuple(s * size for s in strides))
+    return np.ndarray(shape, dtype, raw, strides=tuple([s * size for s in strides]))
 
 
 def cache_size() -> int:

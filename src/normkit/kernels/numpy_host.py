@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from normkit.kernels import memory
+
+
+@lru_cache(maxsize=256)
+def dtype_label(dtype: Any) -> str:
+    """``float32`` for NumPy's, PyTorch's or JAX's dtype of that name."""
+    return str(dtype).rsplit(".", 1)[-1]
 
 
 class NumpyHost:
@@ -20,7 +27,7 @@ class NumpyHost:
         return tuple([stride // size for stride in array.strides])
 
     def dtype(self, array: Any) -> str:
-        return array.dtype.name
+        return dtype_label(array.dtype)
 
     def empty(self, like: Any, strides: tuple[int, ...]) -> Any:
         return memory.empty(like.shape, like.dtype, strides)
@@ -41,10 +48,13 @@ class NumpyHost:
 
 
 def well_formed(array: Any) -> Any:
-    """The array itself, or a copy where bytes are swapped, misaligned or strides no whole numbers."""
+    """The array itself; a copy where bytes are swapped or misaligned, or strides odd."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and array.dtype.isnative:
+        return array
     size = array.itemsize
     if (
-        array.flags.aligned
+        flags.aligned
         and array.dtype.isnative
         and not any(stride % size for stride in array.strides)
     ):

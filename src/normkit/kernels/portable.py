@@ -126,9 +126,7 @@ class PortableBackend:
     def _affine_gradient(self, call: Call, cube: Array, values: Array) -> Array:
         gradient = call.layout.affine_from_cube(self.xp, cube, _kind(call, values))
         return (
-            gradient.astype(values.dtype)
-            if self.numpy
-            else self.xp.astype(gradient, values.dtype)
+            gradient.astype(values.dtype) if self.numpy else self.xp.astype(gradient, values.dtype)
         )
 
     def counts(self, call: Call) -> Any:
@@ -171,7 +169,9 @@ class PortableBackend:
     @quiet
     def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
         mean, m2 = self.moments(call)
-        slope = set_slope(self.xp, self._counts_array(call, m2), m2, call.eps, call.center, call.scale)
+        slope = set_slope(
+            self.xp, self._counts_array(call, m2), m2, call.eps, call.center, call.scale
+        )
         return self.apply(call, mean, slope, self.xp.zeros_like(slope), out), mean, m2
 
     def _counts_array(self, call: Call, like: Array) -> Array:
@@ -250,7 +250,9 @@ class PortableBackend:
         through = layout.spread(xp, constant)
         if linear is not None:
             through = apart * layout.spread(xp, linear) + through
-        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(call, xp.broadcast_to(through, dz.shape))
+        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(
+            call, xp.broadcast_to(through, dz.shape)
+        )
         if call.residual is None:
             return self._result(call, dx), None
         return self._result(call, dx), dy if call.activation is None else self._result(call, dz)

@@ -26,6 +26,8 @@ def namespace_of(array: Any, name: str = "x") -> Any:
     Raises:
         NotNormalizableError: it is no array.
     """
+    if type(array) is np.ndarray:  # spares the search
+        return array_api_compat.numpy
     try:
         return array_api_compat.array_namespace(array)
     except TypeError:
@@ -77,5 +79,8 @@ def explain(call: Call) -> str:
         return f"portable ({library}): compiled kernels read NumPy arrays; x is of {library}"
     reason = compiled_refusal(call)
     if reason is None:
-        return "compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;\nportable (array API): not needed"
+        return (
+            "compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;\n"
+            "portable (array API): not needed"
+        )
     return f"portable (numpy): {reason}"

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from normkit.torch import functional
 from normkit.torch.layers import BatchNorm1d, BatchNorm2d
+from normkit.torch.native import use_native_up_to
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "functional"]
+__all__ = ["BatchNorm1d", "BatchNorm2d", "functional", "use_native_up_to"]

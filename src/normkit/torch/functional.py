@@ -45,7 +45,7 @@ class _Normalize(torch.autograd.Function):
     """One node of the graph that saves references to the inputs and the statistics."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Any, gamma: Any, beta: Any, residual: Any, norm: Norm, axis: int,
         activation: str | None, statistics: Any, box: list[Any],
     ) -> torch.Tensor:  # fmt: skip
@@ -62,7 +62,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         saved = ctx.saved_call
         call = saved.call
         call.x, call.gamma, call.beta, call.residual = ctx.saved_tensors
@@ -117,9 +117,9 @@ def normalize(
         y = native.normalize(norm, x, weight, bias, axis, residual, activation)
         if y is not None:
             return y
-    return normalize_with_statistics(
-        norm, x, weight, bias, axis, residual, activation, statistics
-    )[0]
+    return normalize_with_statistics(norm, x, weight, bias, axis, residual, activation, statistics)[
+        0
+    ]
 
 
 def normalize_with_statistics(

@@ -55,7 +55,7 @@ class _OnKernels(nn.modules.batchnorm._BatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch.nn's name
         if not is_plain_cpu(input) or is_small(input) or input.numel() == 0:
             return super().forward(input)
         self._check_input_dim(input)
@@ -81,10 +81,11 @@ class _OnKernels(nn.modules.batchnorm._BatchNorm):
 
     def _track(self, moments: Moments, average: float) -> None:
         with torch.no_grad():
-            for buffer, values in (
+            pairs: tuple[tuple[Any, Any], ...] = (
                 (self.running_mean, moments.mean),
                 (self.running_var, moments.population_var),
-            ):
+            )
+            for buffer, values in pairs:
                 buffer.lerp_(torch.as_tensor(values).to(buffer.dtype), average)
 
 

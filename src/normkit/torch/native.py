@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from normkit.errors import OptionError
 from normkit.layout import ALL, Split
 from normkit.norms import Norm
 
 #: Elements up to which PyTorch's own operators are at least as quick.
-SMALL = 1 << 14
+_below = 1 << 14
 
 _ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
     None: lambda z: z,
@@ -27,9 +28,26 @@ _ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
 }
 
 
+def use_native_up_to(elements: int) -> None:
+    """Send inputs of at most this many elements to PyTorch's own operators; 0 sends none.
+
+    Raises:
+        OptionError: not a whole number of at least 0.
+    """
+    global _below
+    if not isinstance(elements, int) or isinstance(elements, bool) or elements < 0:
+        raise OptionError(
+            "No number of elements",
+            received=repr(elements),
+            expected="a whole number of at least 0",
+            remedy="use_native_up_to(0) sends everything through normkit's kernels.",
+        )
+    _below = elements
+
+
 def is_small(x: torch.Tensor) -> bool:
     """Whether x is small enough, and not empty."""
-    return 0 < x.numel() <= SMALL
+    return 0 < x.numel() <= _below
 
 
 def normalize(
@@ -38,12 +56,17 @@ def normalize(
     """The same result by PyTorch's operators; None where they have no such norm."""
     if activation not in _ACTIVATIONS or not x.is_floating_point() or x.dim() < 2:
         return None
+    narrow = x.dtype in (torch.float16, torch.bfloat16)
+    if narrow and (residual is not None or activation is not None):
+        return None  # PyTorch would round between the steps
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         return None
     channel = (x.shape[axis],) if -x.dim() <= axis < x.dim() else None
     if any(p is not None and (tuple(p.shape) != channel or p.dtype != x.dtype)
            for p in (weight, bias)):  # fmt: skip
         return None
+    if narrow:  # with parameters as narrow as x, PyTorch takes statistics in that precision
+        weight, bias = (None if p is None else p.float() for p in (weight, bias))
     z = _plain(norm, x, weight, bias, axis % x.dim())
     if z is None:
         return None

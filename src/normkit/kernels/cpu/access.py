@@ -6,8 +6,10 @@ alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 from normkit.kernels.cpu.geometry import Geometry, Strides
 from normkit.layout import Layout
@@ -19,13 +21,14 @@ FUSE_BYTES = 6 << 20
 #: Results from this size on go past the cache, since they would push everything else out of it.
 STREAM_BYTES = 24 << 20
 #: Work below this stays on one thread.
-THREAD_BYTES = 128 << 10
+THREAD_BYTES = 2 << 20
+#: Elements up to which short rows are taken together.
+_FOLDED_RUN = 512
 #: Tasks that carry a whole gamma gradient each.
 _CROSSED_TASKS = 32
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What decides how a call is run; equal requests share one access."""
 
     layout: Layout
@@ -43,7 +46,8 @@ class Access:
     """A call's way through memory.
 
     ``lines`` says what the lines' statistics are: ``"cube"``: of (sample, channel); ``"sets"``: of
-    one set each; ``"joined"``: of (sample set, channel), where samples follow each other seamlessly.
+    one set each; ``"joined"``: of (sample set, channel), where samples follow each other without
+    a gap, and a run may hold ``folded`` rows of channels, one after the other.
     """
 
     path: str  # "along" or "across"
@@ -56,6 +60,7 @@ class Access:
     half_shares: int
     threaded: bool
     geometry: Geometry
+    folded: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class _Reduced:
 def reduce_strides(layout: Layout, strides: tuple[int, ...]) -> _Reduced | None:
     """Three strides for the cube, if positions fold into one axis and something is contiguous."""
     positions = [(layout.shape[a], strides[a]) for a in layout.position_axes if layout.shape[a] > 1]
-    for (_, outer), (size, inner) in zip(positions, positions[1:], strict=False):
+    for (_, outer), (size, inner) in pairwise(positions):
         if outer != size * inner:
             return None
     sample = strides[layout.samples_axis] if layout.n > 1 else 0
@@ -175,10 +180,28 @@ def _columns(request: Request, reduced: list[_Reduced]) -> Access:
         strides = [Strides(rows * r.position, r.position) for r in reduced]
         shape = (layout.sample_sets, rows, layout.c)
         sets = (1, layout.set_channels)
-        return _assemble(request, "across", False, "joined", shape, sets, gamma, strides)
+        access = _assemble(request, "across", False, "joined", shape, sets, gamma, strides)
+        return access if access.fused else _folded(request, access, strides)
     shape = (layout.n, layout.l, layout.c)
     sets = (layout.set_samples, layout.set_channels)
     return _assemble(request, "across", False, "cube", shape, sets, gamma, apart)
+
+
+def _folded(request: Request, access: Access, strides: list[Strides]) -> Access:
+    """Take several short rows of channels as one run: a row of 64 channels is over too soon."""
+    _, rows, run = access.geometry.outer, access.geometry.rows, access.geometry.run
+    fold = 1
+    while rows % (2 * fold) == 0 and run * fold < _FOLDED_RUN:
+        fold *= 2
+    if fold == 1 or any(s.row != run for s in strides):
+        return access
+    shape = (access.geometry.outer, rows // fold, run * fold)
+    wide = [Strides(s.outer, s.row * fold) for s in strides]
+    gamma = (0, access.geometry.gamma_line)
+    return replace(
+        _assemble(request, "across", False, "joined", shape, (1, 1), gamma, wide),
+        fused=False, folded=fold,
+    )  # fmt: skip
 
 
 def _ceil(a: int, b: int) -> int:
@@ -209,8 +232,8 @@ def _assemble(
     set_bytes = sets[0] * sets[1] * (run if along else rows) * request.itemsize
     wide = _between(1, task_bytes // max(set_bytes, 1), line_sets)
     if not along:
-        # Rows of a column block should fill whole cache lines, two at least.
-        least = _ceil(128 // request.itemsize, sets[1])
+        # Rows of a column block should be long enough for the memory and for the loops.
+        least = _ceil(512 // request.itemsize, sets[1])
         wide = min(_ceil(wide, least) * least, line_sets)
     block = 1
     if wide == line_sets:
@@ -228,7 +251,9 @@ def _assemble(
     fused = set_bytes * wide <= FUSE_BYTES and (tasks >= 4 or total <= 2 * TASK_BYTES)
     if along and lines == "sets":
         fused = True  # a set is one run
-    tile = _between(1, TASK_BYTES // max(run * request.itemsize, 1), outer * rows if along else rows)
+    tile = _between(
+        1, TASK_BYTES // max(run * request.itemsize, 1), outer * rows if along else rows
+    )
     if crossed and along:
         tile = rows if gamma[0] else max(tile, _ceil(outer * rows, _CROSSED_TASKS))
     half_tasks = _ceil(outer * rows, tile) if along else outer * _ceil(rows, tile)

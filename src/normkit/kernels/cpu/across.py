@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.along import gradient_line, remainder, set_moments, set_slope
+from normkit.kernels.cpu.along import gradient_line, is_far, remainder, set_moments, set_slope
 from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
@@ -31,6 +31,7 @@ from normkit.kernels.cpu.runs import (
     emit_gradient,
     emit_normalized,
     gradient_sums_across,
+    gradient_sums_across_two,
     sums_across,
 )
 
@@ -48,16 +49,38 @@ def _place(v, geometry, base, field, outer, row, column):
 
 
 @njit(nogil=True)
-def _start_sums(v, x, stride, rows, width, center, pilots, firsts, seconds):
-    """Pilots from the first rows, and sums of zero."""
-    count = min(rows, _PILOT)
+def _sum_columns(
+    v, geometry, x, outer0, outer1, row0, rows, column, width, center, pilots, firsts, seconds
+):
+    """Sums of each column over some rows of some outer blocks."""
+    stride = get(geometry, geo.X_ROW) * itemsize(v)
+    corner = _place(v, geometry, x, geo.X_OUTER, outer0, row0, column)
+    first_rows = min(rows, _PILOT)
     for j in range(width):
         total = 0.0
         if center:
-            for r in range(count):
-                total += np.float64(_read_x(v, x + r * stride, j))
-        pilots[j] = total / count if math.isfinite(total) else 0.0
-        firsts[j] = seconds[j] = 0.0
+            for r in range(first_rows):
+                total += np.float64(_read_x(v, corner + r * stride, j))
+        pilots[j] = total / first_rows if math.isfinite(total) else 0.0
+    count = np.float64((outer1 - outer0) * rows)
+    # An outlier in the first rows makes a bad pilot; the sums around it make a good one.
+    for _ in range(2):
+        for j in range(width):
+            firsts[j] = seconds[j] = 0.0
+        for outer in range(outer0, outer1):
+            corner = _place(v, geometry, x, geo.X_OUTER, outer, row0, column)
+            sums_across(
+                v, corner, stride, rows, width,
+                pilots.ctypes.data, firsts.ctypes.data, seconds.ctypes.data,
+            )  # fmt: skip
+        far = False
+        for j in range(width):
+            if center and is_far(count, firsts[j], seconds[j]):
+                far = True
+                better = pilots[j] + firsts[j] / count
+                pilots[j] = better if math.isfinite(better) else 0.0
+        if not far:
+            break
 
 
 @njit(nogil=True)
@@ -108,7 +131,20 @@ def _row_affine(v, geometry, gamma, beta, outer, row):
 
 @njit(nogil=True)
 def _emit_rows(
-    v, geometry, x, residual, y, gamma, beta, outer, row0, row1, column, width, coefficients, scratch
+    v,
+    geometry,
+    x,
+    residual,
+    y,
+    gamma,
+    beta,
+    outer,
+    row0,
+    row1,
+    column,
+    width,
+    coefficients,
+    scratch,
 ):
     step = width * compute_size(v)
     whole = width == get(geometry, geo.RUN) and get(geometry, geo.Y_ROW) == width
@@ -135,10 +171,14 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
     columns = ceil_div(line_sets, wide)
     tasks = ceil_div(outer_sets, block) * columns
     most = min(wide, line_sets) * span
-    pilots, firsts, seconds, offsets = np.empty(most), np.empty(most), np.empty(most), np.zeros(most)
+    pilots, firsts, seconds, offsets = (
+        np.empty(most),
+        np.empty(most),
+        np.empty(most),
+        np.zeros(most),
+    )
     coefficients = np.empty(3 * most * compute_size(v), np.uint8)
     scratch = np.empty(TILE * itemsize(v), np.uint8)
-    stride = get(geometry, geo.X_ROW) * itemsize(v)
     task = first_task(counters)
     while task < tasks:
         start = task // columns * block
@@ -149,14 +189,8 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
             outer0 = k * get(geometry, geo.SET_OUTER)
             outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
             count = np.float64((outer1 - outer0) * rows)
-            corner = _place(v, geometry, x, geo.X_OUTER, outer0, 0, column)
-            _start_sums(v, corner, stride, rows, width, center, pilots, firsts, seconds)
-            for outer in range(outer0, outer1):
-                corner = _place(v, geometry, x, geo.X_OUTER, outer, 0, column)
-                sums_across(
-                    v, corner, stride, rows, width,
-                    pilots.ctypes.data, firsts.ctypes.data, seconds.ctypes.data,
-                )  # fmt: skip
+            _sum_columns(v, geometry, x, outer0, outer1, 0, rows, column, width, center,
+                         pilots, firsts, seconds)  # fmt: skip
             for s in range(width // span):
                 a, b = _pool_columns(count, span, center, pilots, firsts, seconds, s * span)
                 write_double(mean, k * line_sets + set0 + s, a)
@@ -182,17 +216,13 @@ def moments(v, geometry, x, mean, m2, center, counters):
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
     tiles = ceil_div(rows, tile)
     pilots, firsts, seconds = np.empty(run), np.empty(run), np.empty(run)
-    stride = get(geometry, geo.X_ROW) * itemsize(v)
     task = first_task(counters)
     while task < get(geometry, geo.OUTER) * tiles:
         row = task % tiles * tile
         count = min(tile, rows - row)
-        corner = _place(v, geometry, x, geo.X_OUTER, task // tiles, row, 0)
-        _start_sums(v, corner, stride, count, run, center, pilots, firsts, seconds)
-        sums_across(
-            v, corner, stride, count, run,
-            pilots.ctypes.data, firsts.ctypes.data, seconds.ctypes.data,
-        )  # fmt: skip
+        outer = task // tiles
+        _sum_columns(v, geometry, x, outer, outer + 1, row, count, 0, run, center,
+                     pilots, firsts, seconds)  # fmt: skip
         for j in range(run):
             a, b = set_moments(np.float64(count), pilots[j], firsts[j], seconds[j], center)
             write_double(mean, task * run + j, a)
@@ -249,7 +279,22 @@ def _sum_rows(
     step = width * compute_size(v)
     for j in range(width):
         firsts[j] = seconds[j] = 0.0
-    for row in range(row0, row1):
+    row = row0
+    if not is_crossed(v):
+        size = itemsize(v)
+        while row + 2 <= row1:
+            gradient_sums_across_two(
+                v,
+                _place(v, geometry, x, geo.X_OUTER, outer, row, column),
+                _place(v, geometry, dy, geo.DY_OUTER, outer, row, column),
+                _place(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
+                get(geometry, geo.X_ROW) * size, get(geometry, geo.DY_ROW) * size,
+                get(geometry, geo.RESIDUAL_ROW) * size, width, means.ctypes.data,
+                coefficients, coefficients + step, coefficients + 2 * step,
+                firsts.ctypes.data, seconds.ctypes.data,
+            )  # fmt: skip
+            row += 2
+    while row < row1:
         g, b = _row_affine(v, geometry, gamma, beta, outer, row)
         x_row = _place(v, geometry, x, geo.X_OUTER, outer, row, column)
         dy_row = _place(v, geometry, dy, geo.DY_OUTER, outer, row, column)
@@ -267,6 +312,7 @@ def _sum_rows(
             )  # fmt: skip
             write_double(dbeta, row, to_beta)
             write_double(dgamma, row, to_gamma)
+        row += 1
 
 
 @njit(nogil=True)
@@ -293,13 +339,15 @@ def _emit_gradient_rows(
 
 
 @njit(nogil=True)
-def _fill_gradient(v, means, linears, constants, width, gradients):
+def _fill_gradient(v, means, linears, constants, width, gradients, curved):
     """``linear`` and ``constant`` of each column in the compute dtype."""
     step = width * compute_size(v)
     for j in range(width):
-        behind = remainder(means[j], to_compute(v, means[j]))
+        constant = constants[j]
+        if curved:
+            constant -= linears[j] * remainder(means[j], to_compute(v, means[j]))
         write_compute(v, gradients, j, to_compute(v, linears[j]))
-        write_compute(v, gradients + step, j, to_compute(v, constants[j] - linears[j] * behind))
+        write_compute(v, gradients + step, j, to_compute(v, constant))
 
 
 @njit(nogil=True)
@@ -384,7 +432,7 @@ def backpropagate(
                 )  # fmt: skip
                 for j in range(s * span, (s + 1) * span):
                     dzs[j], dzxs[j] = linear, constant
-            _fill_gradient(v, means, dzs, dzxs, width, gradients)
+            _fill_gradient(v, means, dzs, dzxs, width, gradients, scale)
             for outer in range(outer0, outer1):
                 if get(geometry, geo.GAMMA_OUTER):
                     _fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
@@ -459,7 +507,7 @@ def gradient_apply(
         _read_lines(constant, outer * run, run, constants)
         _fill(v, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
               coefficients.ctypes.data)  # fmt: skip
-        _fill_gradient(v, means, linears, constants, run, gradients)
+        _fill_gradient(v, means, linears, constants, run, gradients, curved)
         _emit_gradient_rows(
             v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row,
             min(row + tile, rows), 0, run, coefficients.ctypes.data, gradients, curved,

@@ -75,23 +75,41 @@ def set_slope(m2, count, eps, center, scale):
 
 
 @njit(nogil=True)
-def _sum_block(v, geometry, x, outer0, outer1, line0, lines, pilots, firsts, seconds, center):
-    """Sums of the sets of one block, which starts at ``line0`` and holds ``lines`` sets a row."""
+def is_far(count, first, second):
+    """Whether the pilot lies so far from the mean (two deviations) that digits were lost."""
+    return first * first > 0.8 * count * second
+
+
+@njit(nogil=True)
+def _sum_block(
+    v, geometry, x, outer0, outer1, line0, lines, count, pilots, firsts, seconds, center
+):
+    """Sums of the sets of one block, which starts at set ``line0`` and holds ``lines`` of them."""
     n, span = get(geometry, geo.RUN), get(geometry, geo.SET_LINES)
-    size = itemsize(v)
-    step, stride = get(geometry, geo.X_OUTER) * size, get(geometry, geo.X_ROW) * size
+    stride = get(geometry, geo.X_ROW) * itemsize(v)
     for s in range(lines):
-        row = x + outer0 * step + (line0 + s) * span * stride
+        row = _row(v, geometry, x, geo.X_OUTER, outer0, (line0 + s) * span)
         pilots[s] = pilot_of(v, row, n) if center else 0.0
-        firsts[s] = seconds[s] = 0.0
-    for outer in range(outer0, outer1):
-        row = x + outer * step + line0 * span * stride
+    # An outlier among the first elements makes a bad pilot; the sums around it make a good one.
+    for _ in range(2):
         for s in range(lines):
-            for _ in range(span):
-                first, second = sums_along(v, row, n, pilots[s])
-                firsts[s] += first
-                seconds[s] += second
-                row += stride
+            firsts[s] = seconds[s] = 0.0
+        for outer in range(outer0, outer1):
+            row = _row(v, geometry, x, geo.X_OUTER, outer, line0 * span)
+            for s in range(lines):
+                for _ in range(span):
+                    first, second = sums_along(v, row, n, pilots[s])
+                    firsts[s] += first
+                    seconds[s] += second
+                    row += stride
+        far = False
+        for s in range(lines):
+            if center and is_far(count, firsts[s], seconds[s]):
+                far = True
+                better = pilots[s] + firsts[s] / count
+                pilots[s] = better if math.isfinite(better) else 0.0
+        if not far:
+            break
 
 
 @njit(nogil=True)
@@ -161,7 +179,20 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
             outer0 = k * get(geometry, geo.SET_OUTER)
             outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
             elements = np.float64((outer1 - outer0) * span * get(geometry, geo.RUN))
-            _sum_block(v, geometry, x, outer0, outer1, set0, count, pilots, firsts, seconds, center)
+            _sum_block(
+                v,
+                geometry,
+                x,
+                outer0,
+                outer1,
+                set0,
+                count,
+                elements,
+                pilots,
+                firsts,
+                seconds,
+                center,
+            )
             for s in range(count):
                 index = k * line_sets + set0 + s
                 a, b = set_moments(elements, pilots[s], firsts[s], seconds[s], center)
@@ -193,6 +224,9 @@ def moments(v, geometry, x, mean, m2, center, counters):
             row = x + (place + line % rows * get(geometry, geo.X_ROW)) * itemsize(v)
             pilot = pilot_of(v, row, n) if center else 0.0
             first, second = sums_along(v, row, n, pilot)
+            if center and is_far(np.float64(n), first, second) and math.isfinite(first):
+                pilot += first / n
+                first, second = sums_along(v, row, n, pilot)
             a, b = set_moments(np.float64(n), pilot, first, second, center)
             write_double(mean, line, a)
             write_double(m2, line, b)
@@ -253,7 +287,8 @@ def _emit_gradient_row(
     gamma, beta, rounded, factor, shift = _line(
         v, geometry, gamma, beta, outer, row, mean, slope, offset
     )
-    constant -= linear * remainder(mean, rounded)
+    if curved:
+        constant -= linear * remainder(mean, rounded)
     return emit_gradient(
         v,
         _row(v, geometry, x, geo.X_OUTER, outer, row),
@@ -334,7 +369,14 @@ def backpropagate(
             for s in range(count):
                 var = read_double(m2, k * line_sets + set0 + s) / elements
                 dzs[s], dzxs[s] = gradient_line(
-                    slopes[s], var, eps, elements, dzs[s], dzxs[s], np.float64(center), np.float64(scale)
+                    slopes[s],
+                    var,
+                    eps,
+                    elements,
+                    dzs[s],
+                    dzxs[s],
+                    np.float64(center),
+                    np.float64(scale),
                 )
             for outer in range(outer0, outer1):
                 cursor = 0

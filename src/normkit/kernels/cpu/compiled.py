@@ -41,11 +41,11 @@ def _announce_later() -> threading.Timer:
         global _announced
         if not _announced:
             _announced = True
-            print(
-                "normkit: compiling kernels for this machine (once; normkit.warm_up() does it ahead)",
-                file=sys.stderr,
-                flush=True,
+            sys.stderr.write(
+                "normkit: compiling kernels for this machine (once; "
+                "normkit.warm_up() does it ahead)\n"
             )
+            sys.stderr.flush()
 
     timer = threading.Timer(1.0, announce)
     timer.daemon = True

@@ -1,6 +1,6 @@
 """The shape of one call, as the numbers that a kernel reads from memory.
 
-Memory is seen as (outer, rows, run): ``run`` contiguous elements, ``rows`` of them ``stride`` apart,
+Memory is seen as (outer, rows, run): ``run`` contiguous elements, ``rows`` of them a stride apart,
 ``outer`` such blocks. Sets span ``set_outer`` blocks (the last set may have fewer) and
 ``set_lines`` neighbouring lines, a line being a row where sets lie along the run and a position of
 the run where they lie across it.

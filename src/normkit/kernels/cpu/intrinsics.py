@@ -154,7 +154,9 @@ def writer(role: str) -> Any:
         def codegen(context, builder, signature, args):
             storage = _STORAGE[variant.dtype]
             narrow = _narrow(builder, args[3], variant.dtype)
-            _scoped(builder, builder.store(narrow, _element(builder, *args[1:3], storage)), role)
+            _scoped(
+                builder, builder.store(narrow, _element(builder, args[1], args[2], storage)), role
+            )
             return context.get_dummy_value()
 
         return types.none(variant, types.intp, types.intp, variant.compute), codegen
@@ -306,9 +308,7 @@ def _question(result: Any, answer: Any) -> Any:
 has_residual = _question(types.boolean, lambda variant: variant.residual)
 is_crossed = _question(types.boolean, lambda variant: variant.crossed)
 has_activation = _question(types.boolean, lambda variant: variant.activation != "none")
-itemsize = _question(
-    types.intp, lambda variant: {"float64": 8, "float32": 4}.get(variant.dtype, 2)
-)
+itemsize = _question(types.intp, lambda variant: {"float64": 8, "float32": 4}.get(variant.dtype, 2))
 compute_size = _question(types.intp, lambda variant: variant.compute.bitwidth // 8)
 
 

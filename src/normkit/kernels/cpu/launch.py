@@ -1,6 +1,6 @@
 """Calls of the compiled kernels: addresses in, statistics and gradients out.
 
-A :class:`Launcher` belongs to one kind of call (layout, memory order, dtype, options) and is reused.
+A :class:`Launcher` belongs to one kind of call (layout, memory order, dtype, options).
 Arrays of statistics have the layout's grid shape (sample sets, channel sets, position sets) here;
 gradients of gamma and beta come in the shape of their kind.
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from normkit.kernels.call import quiet
 from normkit.kernels.cpu.access import Access, Refusal, Request, access_for
 from normkit.kernels.cpu.compiled import entry_point
 from normkit.kernels.threads import run_tasks
-from normkit.kernels.call import quiet
 from normkit.layout import Layout
 from normkit.moments import merge_along
 
@@ -34,7 +34,9 @@ class Launcher:
     Addresses of large arrays are passed as numbers and kept alive by their callers.
     """
 
-    def __init__(self, request: Request, access: Access, dtype: str, activation: str | None) -> None:
+    def __init__(
+        self, request: Request, access: Access, dtype: str, activation: str | None
+    ) -> None:
         self.layout: Layout = request.layout
         self.access = access
         self.affine = request.affine
@@ -72,8 +74,12 @@ class Launcher:
         if values is None:
             if self.affine is None:
                 return default
-            return np.full(self.layout.affine_shape(self.affine), default[0], dtype)
+            shape = self.layout.affine_shape(self.affine)
+            return np.full(shape[0] * self.access.folded if self.access.folded > 1 else shape,
+                           default[0], dtype)  # fmt: skip
         values = self.layout.widen_affine(np, values, self.affine or "channel")
+        if self.access.folded > 1:
+            values = np.tile(values, self.access.folded)
         return np.ascontiguousarray(values, dtype=dtype)
 
     # --- lines ----------------------------------------------------------------------------------
@@ -86,6 +92,7 @@ class Launcher:
             grid = np.broadcast_to(spread[:, :, 0], (layout.n, layout.c))
         elif self.access.lines == "joined":
             grid = np.repeat(grid[:, :, 0], layout.set_channels, axis=1)
+            grid = np.tile(grid, (1, self.access.folded))
         return np.ascontiguousarray(grid, dtype=np.float64)
 
     def gather_lines(self, values: Array) -> Array:
@@ -94,8 +101,9 @@ class Launcher:
         if self.access.lines == "cube":
             return layout.gather(np, values.reshape(layout.n, layout.c, 1))
         if self.access.lines == "joined":
-            shape = (layout.sample_sets, layout.channel_sets, layout.set_channels)
-            return values.reshape(shape).sum(axis=2)[:, :, None]
+            fold = self.access.folded
+            shape = (layout.sample_sets, fold, layout.channel_sets, layout.set_channels)
+            return values.reshape(shape).sum(axis=(1, 3))[:, :, None]
         return values.reshape(layout.grid)
 
     def _spread_lines(self, grid: Array, shape: tuple[int, ...]) -> Array:
@@ -171,7 +179,9 @@ class Launcher:
             shape: tuple[int, ...] = (count, across)
         else:
             lines = geometry.rows if self.access.path == "along" else geometry.run
-            owners = geometry.outer if geometry.gamma_outer else -(-geometry.outer // geometry.set_outer)
+            owners = (
+                geometry.outer if geometry.gamma_outer else -(-geometry.outer // geometry.set_outer)
+            )
             shape = (owners, lines)
         both = np.zeros((2, *shape))
         return both[0], both[1]
@@ -181,6 +191,7 @@ class Launcher:
         layout = self.layout
         if self.affine == "sample":
             return shares.reshape(layout.n, -1, layout.c).sum(axis=1)
+        shares = shares.reshape(-1, shares.shape[-1] // self.access.folded)
         total = shares.sum(axis=0) if shares.shape[0] > 1 else shares[0]
         return total.reshape(layout.element_shape) if self.affine == "element" else total
 
@@ -240,7 +251,7 @@ class Launcher:
         gamma, beta = self.affine_arrays(gamma, beta)
         curved = coefficients[3] is not None
         mean, slope, offset, linear, constant = coefficients
-        given = (mean, slope, offset, linear if curved else constant, constant)
+        given = (mean, slope, offset, linear if curved else np.zeros_like(constant), constant)
         lines = [self.lines(grid) for grid in given]
         self._run(
             self._kernel("gradient_apply"),
