@@ -25,10 +25,10 @@ def test_nan_stays_in_its_set(name, bad):
         assert np.array_equal(np.isnan(got), np.isnan(expected.astype(np.float64)))
 
 
-@pytest.mark.parametrize(("masked", "activation"), [(False, "silu"), (True, "gelu")])
+@pytest.mark.parametrize(("masked", "activation"), [(False, None), (True, "gelu")])
 @pytest.mark.parametrize("name", list(cases.NORMS))
 def test_central_differences(name, masked, activation):
-    row = cases.Row(name, ((3, 4, 5), 1), "float64", residual=True, activation=activation)
+    row = cases.Row(name, ((3, 4, 5), 1), "float64", residual=masked, activation=activation)
     problem = cases.Problem(row)
     if masked:
         problem.options["mask"] = cases.seed_of(name).random((3, 5)) < 0.7
@@ -44,6 +44,8 @@ def test_central_differences(name, masked, activation):
         return float((y * problem.dy).sum())
 
     for key, value in inputs.items():
+        if value is None:
+            continue
         direction = cases.seed_of(row, key).standard_normal(value.shape)
         h = 1e-5
         change = loss(**{key: value + h * direction}) - loss(**{key: value - h * direction})
@@ -53,7 +55,7 @@ def test_central_differences(name, masked, activation):
 
 
 def test_backward_twice_gives_the_same():
-    problem = cases.Problem(cases.Row(activation="gelu", residual=True))
+    problem = cases.Problem(cases.Row(activation="silu", residual=True))
     _, saved = problem.forward()
     first, second = (problem.norm.backward(problem.dy, saved) for _ in range(2))
     for name in ("x", "gamma", "beta", "residual"):

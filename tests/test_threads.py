@@ -21,7 +21,7 @@ ROWS = [
     cases.Row("layer", ((16, 24, 28, 28), 1)),
     cases.Row("tokens", ((700, 384), -1), gamma="channel"),
     cases.Row("tokens", ((8, 96, 31, 31), 1)),
-    cases.Row("group", ((9, 24, 31, 31), 1), residual=True, activation="relu"),
+    cases.Row("group", ((9, 24, 31, 31), 1), residual=True, activation="silu"),
     cases.Row("instance", ((9, 31, 31, 24), -1)),
     cases.Row("ghost", ((9, 24, 31, 31), 1), gamma="sample"),
     cases.Row("rms", ((700, 384), -1), gamma="channel", beta="none"),

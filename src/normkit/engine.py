@@ -143,10 +143,14 @@ def _given(backend: Backend, call: Call, statistics: Any) -> tuple[Any, Array, A
     )
 
 
+def _array(xp: Any, count: Any, like: Array) -> Array:
+    """A count as an array, also where it is one number for all sets."""
+    return count if hasattr(count, "shape") else xp.full_like(like, count)
+
+
 def _slope(backend: Backend, call: Call, count: Any, m2: Array) -> Array:
     xp = backend.namespace()
-    count = count if hasattr(count, "shape") else xp.full_like(m2, count)
-    return set_slope(xp, count, m2, call.eps, call.center, call.scale)
+    return set_slope(xp, _array(xp, count, m2), m2, call.eps, call.center, call.scale)
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def _renormalize(
     safe = count + (count < 1)
     r, d = reference.factors(xp, mean, m2 / safe, call.eps)
     slope = _slope(backend, call, count, m2)
-    d = xp.where(count < 1, xp.zeros_like(d), d)  # an empty set's x_hat is 0
+    d = xp.where(_array(xp, count, d) < 1, xp.zeros_like(d), d)  # an empty set's x_hat is 0
     return _apply(norm, call, backend, count, mean, m2, slope * r, d, True, out)
 
 
