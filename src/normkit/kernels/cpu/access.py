@@ -15,7 +15,7 @@ from normkit.kernels.cpu.geometry import Geometry, Strides
 from normkit.layout import Layout
 
 #: Bytes of x that a task should touch: half of a common second-level cache.
-TASK_BYTES = 512 << 10
+TASK_BYTES = 1 << 20
 #: Largest block of sets that is read twice by one task: it must survive in the last-level cache.
 FUSE_BYTES = 6 << 20
 #: Results from this size on go past the cache, since they would push everything else out of it.
@@ -24,6 +24,8 @@ STREAM_BYTES = 24 << 20
 THREAD_BYTES = 2 << 20
 #: Elements up to which short rows are taken together.
 _FOLDED_RUN = 512
+#: Positions up to which a row is too short for loops of its own, if this many samples pile up.
+_SHORT, _PILE = 256, 8
 #: Tasks that carry a whole gamma gradient each.
 _CROSSED_TASKS = 32
 
@@ -45,7 +47,8 @@ class Request(NamedTuple):
 class Access:
     """A call's way through memory.
 
-    ``lines`` says what the lines' statistics are: ``"cube"``: of (sample, channel); ``"sets"``: of
+    ``lines`` says what the lines' statistics are: ``"cube"``: of (sample, channel); ``"flat"``: of
+    (sample set, channel), once for each position; ``"sets"``: of
     one set each; ``"joined"``: of (sample set, channel), where samples follow each other without
     a gap, and a run may hold ``folded`` rows of channels, one after the other.
     """
@@ -147,10 +150,36 @@ def _rows(request: Request, reduced: list[_Reduced]) -> Access:
     shape = (layout.n, layout.c, layout.l)
     gamma = _gamma_strides(request)
     if layout.whole_positions:
+        if _is_flat(request, reduced):
+            flat = _flat(request, reduced)
+            if flat.fused:
+                return flat
         sets = (layout.set_samples, layout.set_channels)
         return _assemble(request, "along", False, "cube", shape, sets, gamma, strides)
     crossed = request.affine is not None
     return _assemble(request, "across", crossed, "sets", shape, (1, 1), gamma, strides)
+
+
+def _is_flat(request: Request, reduced: list[_Reduced]) -> bool:
+    """Whether many samples of short, adjacent rows are better read sample by sample."""
+    layout = request.layout
+    return (
+        layout.l <= _SHORT
+        and layout.even
+        and layout.set_samples >= _PILE
+        and request.affine != "sample"
+        and all(r.channel == layout.l for r in reduced)
+    )
+
+
+def _flat(request: Request, reduced: list[_Reduced]) -> Access:
+    """A sample as one run and the samples as its rows: sets lie across, a plane of columns each."""
+    layout = request.layout
+    strides = [Strides(layout.set_samples * r.sample, r.sample) for r in reduced]
+    shape = (layout.sample_sets, layout.set_samples, layout.c * layout.l)
+    sets = (1, layout.set_channels * layout.l)
+    gamma = _gamma_strides(request)
+    return _assemble(request, "across", False, "flat", shape, sets, gamma, strides, layout.l)
 
 
 def _columns(request: Request, reduced: list[_Reduced]) -> Access:
@@ -221,11 +250,13 @@ def _assemble(
     sets: tuple[int, int],
     gamma: tuple[int, int],
     strides: list[Strides],
+    gamma_span: int = 1,
 ) -> Access:
     """Cut the work into tasks."""
     outer, rows, run = shape
     total = outer * rows * run * request.itemsize
-    task_bytes = _between(16 << 10, total // 8, TASK_BYTES)
+    threaded = total >= THREAD_BYTES
+    task_bytes = min(total // 8, TASK_BYTES) if threaded else TASK_BYTES
     along = path == "along"
     line_sets = (rows if along else run) // sets[1]
     outer_sets = _ceil(outer, sets[0])
@@ -248,7 +279,7 @@ def _assemble(
     columns = _ceil(line_sets, wide)
     tasks = _ceil(outer_sets, block) * columns
     # A task sweeps one row of sets after the other, so only that much must stay in the cache.
-    fused = set_bytes * wide <= FUSE_BYTES and (tasks >= 4 or total <= 2 * TASK_BYTES)
+    fused = set_bytes * wide <= FUSE_BYTES and (tasks >= 4 or not threaded)
     if along and lines == "sets":
         fused = True  # a set is one run
     tile = _between(
@@ -262,11 +293,24 @@ def _assemble(
     residual = rest.pop(0) if request.residual is not None else Strides()
     streamed = request.overwrites or total >= STREAM_BYTES
     geometry = Geometry(
-        outer, rows, run, *sets, block, wide, *gamma, int(streamed), tile, x, y, dy, residual
+        outer,
+        rows,
+        run,
+        *sets,
+        block,
+        wide,
+        *gamma,
+        gamma_span,
+        int(streamed),
+        tile,
+        x,
+        y,
+        dy,
+        residual,
     )
     shares = (tasks if along else outer * columns) if crossed else 0
     half_shares = (half_tasks if along else outer) if crossed else 0
     return Access(
         path, crossed, lines, fused, tasks, half_tasks, shares, half_shares,
-        total >= THREAD_BYTES, geometry,
+        threaded, geometry,
     )  # fmt: skip

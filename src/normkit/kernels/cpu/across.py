@@ -107,9 +107,8 @@ def _fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets
         rounded = to_compute(v, means[j])
         slope, shift = slopes[j], offsets[j] - remainder(means[j], rounded) * slopes[j]
         if not is_crossed(v):
-            index = outer * get(geometry, geo.GAMMA_OUTER) + (column + j) * get(
-                geometry, geo.GAMMA_LINE
-            )
+            line = (column + j) // get(geometry, geo.GAMMA_SPAN) * get(geometry, geo.GAMMA_LINE)
+            index = outer * get(geometry, geo.GAMMA_OUTER) + line
             g = read_double(gamma, index)
             slope, shift = slope * g, shift * g + read_double(beta, index)
         write_compute(v, coefficients, j, rounded)
@@ -359,10 +358,11 @@ def _fold_sums(
     for j in range(width):
         g = 1.0
         if not is_crossed(v):
-            line = (column + j) * get(geometry, geo.GAMMA_LINE)
+            place = (column + j) // get(geometry, geo.GAMMA_SPAN)
+            line = place * get(geometry, geo.GAMMA_LINE)
             g = read_double(gamma, outer * get(geometry, geo.GAMMA_OUTER) + line)
             if dgamma != 0:
-                index = owner * get(geometry, geo.RUN) + column + j
+                index = owner * (get(geometry, geo.RUN) // get(geometry, geo.GAMMA_SPAN)) + place
                 write_double(dbeta, index, read_double(dbeta, index) + firsts[j])
                 write_double(dgamma, index, read_double(dgamma, index) + seconds[j] * slopes[j])
         dzs[j] += g * firsts[j]

@@ -87,15 +87,18 @@ def _sum_block(
     """Sums of the sets of one block, which starts at set ``line0`` and holds ``lines`` of them."""
     n, span = get(geometry, geo.RUN), get(geometry, geo.SET_LINES)
     stride = get(geometry, geo.X_ROW) * itemsize(v)
+    if stride == n * itemsize(v):  # the rows of a set follow each other: one long run
+        stride, n, span = stride * span, n * span, 1
+    start = line0 * get(geometry, geo.SET_LINES)
     for s in range(lines):
-        row = _row(v, geometry, x, geo.X_OUTER, outer0, (line0 + s) * span)
+        row = _row(v, geometry, x, geo.X_OUTER, outer0, start) + s * span * stride
         pilots[s] = pilot_of(v, row, n) if center else 0.0
     # An outlier among the first elements makes a bad pilot; the sums around it make a good one.
     for _ in range(2):
         for s in range(lines):
             firsts[s] = seconds[s] = 0.0
         for outer in range(outer0, outer1):
-            row = _row(v, geometry, x, geo.X_OUTER, outer, line0 * span)
+            row = _row(v, geometry, x, geo.X_OUTER, outer, start)
             for s in range(lines):
                 for _ in range(span):
                     first, second = sums_along(v, row, n, pilots[s])

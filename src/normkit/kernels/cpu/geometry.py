@@ -37,6 +37,7 @@ class Geometry:
     block_lines: int  # line sets a task
     gamma_outer: int  # elements of gamma from one outer block, and from one line, to the next
     gamma_line: int
+    gamma_span: int  # neighbouring lines that share a gamma
     streamed: int  # results go past the cache
     tile_rows: int  # rows a task where sets are taken in two passes
     x: Strides
@@ -54,8 +55,8 @@ class Geometry:
 
 # Where each number lies in the packed array.
 (OUTER, ROWS, RUN, SET_OUTER, SET_LINES, BLOCK_OUTER, BLOCK_LINES, GAMMA_OUTER, GAMMA_LINE,
- STREAMED, TILE_ROWS, X_OUTER, X_ROW, Y_OUTER, Y_ROW, DY_OUTER, DY_ROW,
- RESIDUAL_OUTER, RESIDUAL_ROW) = range(19)  # fmt: skip
+ GAMMA_SPAN, STREAMED, TILE_ROWS, X_OUTER, X_ROW, Y_OUTER, Y_ROW, DY_OUTER, DY_ROW,
+ RESIDUAL_OUTER, RESIDUAL_ROW) = range(20)  # fmt: skip
 
 
 @njit(nogil=True)

@@ -28,6 +28,11 @@ def address(array: Array) -> int:
     return 0 if array is None else array.ctypes.data
 
 
+def _sum_spans(values: Array, span: int) -> Array:
+    """Sum neighbouring lines that share a gamma."""
+    return values if span == 1 else values.reshape(values.shape[0], -1, span).sum(axis=2)
+
+
 class Launcher:
     """Runs one kind of call.
 
@@ -93,6 +98,8 @@ class Launcher:
         elif self.access.lines == "joined":
             grid = np.repeat(grid[:, :, 0], layout.set_channels, axis=1)
             grid = np.tile(grid, (1, self.access.folded))
+        elif self.access.lines == "flat":
+            grid = np.repeat(grid[:, :, 0], layout.set_channels * layout.l, axis=1)
         return np.ascontiguousarray(grid, dtype=np.float64)
 
     def gather_lines(self, values: Array) -> Array:
@@ -104,6 +111,8 @@ class Launcher:
             fold = self.access.folded
             shape = (layout.sample_sets, fold, layout.channel_sets, layout.set_channels)
             return values.reshape(shape).sum(axis=(1, 3))[:, :, None]
+        if self.access.lines == "flat":
+            return values.reshape(*layout.grid, -1).sum(axis=3)
         return values.reshape(layout.grid)
 
     def _spread_lines(self, grid: Array, shape: tuple[int, ...]) -> Array:
@@ -179,6 +188,7 @@ class Launcher:
             shape: tuple[int, ...] = (count, across)
         else:
             lines = geometry.rows if self.access.path == "along" else geometry.run
+            lines //= geometry.gamma_span
             owners = (
                 geometry.outer if geometry.gamma_outer else -(-geometry.outer // geometry.set_outer)
             )
@@ -237,8 +247,10 @@ class Launcher:
             dgamma, dbeta = self._affine_gradient(dgamma), self._affine_gradient(dbeta)
         elif self.affine is not None:
             slopes, offsets = (line.reshape(dz.shape) for line in lines[1:])
-            dgamma = self._affine_gradient(dzx * slopes + dz * offsets)
-            dbeta = self._affine_gradient(dz)
+            span = self.access.geometry.gamma_span
+            dgamma = self._affine_gradient(_sum_spans(dzx * slopes + dz * offsets, span))
+            dbeta = self._affine_gradient(_sum_spans(dz, span))
+            gamma = np.repeat(gamma, span, axis=-1)
             weights = np.broadcast_to(gamma if gamma.ndim == 2 else gamma[None, :], dz.shape)
             dz, dzx = dz * weights, dzx * weights
         return self.gather_lines(dz), self.gather_lines(dzx), dgamma, dbeta
