@@ -67,67 +67,78 @@ class CpuBackend:
             return "masks are not compiled"
         if 0 in call.layout.shape:
             return "x is empty"
-        found = self._prepare(call)
+        found = self._way(call)
         return found.reason if isinstance(found, Refusal) else None
 
-    def _launcher(self, call: Call, dy: Array, out: Array) -> Launcher | Refusal:
-        host, x = self.host, self.host.strides(call.x)
+    def _launcher(
+        self, call: Call, dy: Array, out: Array, strides: tuple[int, ...] | None = None
+    ) -> Launcher | Refusal:
+        """The launcher of a call, if need be as it would be with all arrays in these strides."""
+        host = self.host
         inputs = [array for array in (call.x, call.residual) if array is not None]
+        x, *added = [strides or host.strides(array) for array in inputs]
+        fresh = out is None or strides is not None
         dtype = host.dtype(call.x)
         request = Request(
             call.layout,
             _ITEMSIZE[dtype],
             call.affine,
             x,
-            dense_strides(call.layout.shape, x) if out is None else host.strides(out),
-            None if dy is None else host.strides(dy),
-            None if call.residual is None else host.strides(call.residual),
-            out is not None and host.address(out) in [host.address(array) for array in inputs],
+            dense_strides(call.layout.shape, x) if fresh else host.strides(out),
+            None if dy is None else strides or host.strides(dy),
+            added[0] if added else None,
+            not fresh and host.address(out) in [host.address(array) for array in inputs],
         )
         activation = None if call.activation is None else call.activation.name
         return launcher(request, dtype, activation)
 
-    def _prepare(
+    def _way(
         self, call: Call, dy: Array = None, out: Array = None
-    ) -> tuple[Call, Array, Launcher] | Refusal:
-        """A call that the kernels take: as it is, or with copies that lie well in memory."""
-        if dy is None and out is None and call.prepared is not None:
+    ) -> tuple[Launcher, tuple[int, ...] | None] | Refusal:
+        """A launcher, and the strides into which arrays must be copied for it, if they must."""
+        alone = dy is None and out is None
+        if alone and call.prepared is not None:
             return call.prepared
         found = self._launcher(call, dy, out)
-        if isinstance(found, Launcher):
-            if dy is None and out is None:
-                call.prepared = call, None, found
-            return call, dy, found
-        if not found.copy_helps:
-            return found
-        shape = call.layout.shape
-        plain = dense_strides(shape, tuple(range(len(shape), 0, -1)))
-        for strides in (dense_strides(shape, self.host.strides(call.x)), plain):
-            copied = replace(
-                call,
-                x=self._copied(call.x, strides),
-                prepared=None,
-                residual=self._copied(call.residual, strides),
-            )
-            found = self._launcher(copied, self._copied(dy, strides), None)
-            if isinstance(found, Launcher):
-                return copied, self._copied(dy, strides), found
-        return found
+        way: tuple[Launcher, tuple[int, ...] | None] | Refusal
+        way = found if isinstance(found, Refusal) else (found, None)
+        if isinstance(found, Refusal) and found.copy_helps:
+            for strides in self._orders(call):
+                found = self._launcher(call, dy, None, strides)
+                if isinstance(found, Launcher):
+                    way = found, strides
+                    break
+        if alone:
+            call.prepared = way
+        return way
 
-    def _copied(self, array: Array, strides: tuple[int, ...]) -> Array:
-        if array is None or self.host.strides(array) == strides:
-            return array
-        return self.host.copy(array, strides)
+    def _orders(self, call: Call) -> list[tuple[int, ...]]:
+        """Dense memory orders worth a copy: x's own, that of its axes, that of the cube."""
+        layout, rank = call.layout, len(call.layout.shape)
+        cube = tuple(rank - layout.cube_axes.index(axis) for axis in range(rank))
+        likes = (self.host.strides(call.x), tuple(range(rank, 0, -1)), cube)
+        return [dense_strides(layout.shape, like) for like in likes]
 
     def _ready(
         self, call: Call, dy: Array = None, out: Array = None
     ) -> tuple[Call, Array, Launcher]:
-        found = self._prepare(call, dy, out)
-        if isinstance(found, Refusal):  # the engine asks refusal() first
+        """A call that the kernels take, with copies where arrays lie badly in memory."""
+        way = self._way(call, dy, out)
+        if isinstance(way, Refusal):  # the engine asks refusal() first
             raise RuntimeError(
-                f"normkit chose compiled kernels for a call they refuse: {found.reason}"
+                f"normkit chose compiled kernels for a call they refuse: {way.reason}"
             )
-        return found
+        launch, strides = way
+        if strides is None:
+            return call, dy, launch
+
+        def copied(array: Array) -> Array:
+            if array is None or self.host.strides(array) == strides:
+                return array
+            return self.host.copy(array, strides)
+
+        ready = replace(call, x=copied(call.x), residual=copied(call.residual), prepared=None)
+        return ready, copied(dy), launch
 
     # --- forward --------------------------------------------------------------------------------
 
