@@ -23,7 +23,19 @@ from normkit.kernels.call import Array, Backend, Call, quiet
 from normkit.moments import Moments
 from normkit.trace import Trace, trace_call
 
-__all__ = ["GradientSums", "Gradients", "Saved"]
+__all__ = [
+    "GradientSums",
+    "Gradients",
+    "Saved",
+    "apply",
+    "backward",
+    "explain_backend",
+    "forward",
+    "gradient_apply",
+    "gradient_sums",
+    "moments",
+    "trace",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -374,16 +386,14 @@ def trace(norm: Any, x: Any, gamma: Any, beta: Any, dy: Any, axis: int) -> Trace
     return trace_call(call, checks.like(call.x, dy, "dy"))
 
 
-def explain_backend(x: Any, norm: Any, gamma: Any = None, beta: Any = None, axis: int = 1,
-                    mask: Any = None) -> str:  # fmt: skip
+def explain_backend(
+    x: Any, norm: Any, gamma: Any = None, beta: Any = None, axis: int = 1, mask: Any = None
+) -> str:
     """Which kernels a forward with these arguments would run on, and why not the faster ones.
 
-        >>> import normkit as nk, numpy as np
-        >>> print(nk.explain_backend(np.zeros((8, 3, 5), "float32"), nk.BatchNorm()))
-        compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;
+    >>> import normkit as nk, numpy as np
+    >>> print(nk.explain_backend(np.zeros((8, 3, 5), "float32"), nk.BatchNorm()))
+    compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;
     portable (array API): not needed
     """
     return registry.explain(checks.make_call(norm, x, gamma, beta, axis, mask))
-
-
-__all__ += ["apply", "backward", "explain_backend", "forward", "inverse_std", "moments", "trace"]

@@ -74,7 +74,7 @@ def normalize(
 
 
 def _plain(norm: Norm, x: Any, weight: Any, bias: Any, axis: int) -> torch.Tensor | None:
-    if not norm.scale:
+    if not norm.scale or norm.eps == 0:  # PyTorch refuses an eps of 0
         return None
     last = axis == x.dim() - 1
     tokens = norm.samples == 1 and norm.channels == ALL and last

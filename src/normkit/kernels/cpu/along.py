@@ -76,8 +76,8 @@ def set_slope(m2, count, eps, center, scale):
 
 @njit(nogil=True)
 def is_far(count, first, second):
-    """Whether the pilot lies so far from the mean (two deviations) that digits were lost."""
-    return first * first > 0.8 * count * second
+    """Whether the pilot lies so far from the mean (a deviation) that digits were lost."""
+    return first * first > 0.5 * count * second
 
 
 @njit(nogil=True)
