@@ -47,13 +47,14 @@ def _check(momentum: float | None, eps: float) -> None:
 class _OnKernels(nn.modules.batchnorm._BatchNorm):
     """What the layers share: torch.nn's semantics around one call of the kernels."""
 
-    @wraps(nn.modules.batchnorm._BatchNorm.__init__)
+    @wraps(nn.modules.batchnorm._BatchNorm.__init__)  # type: ignore[misc]  # keeps the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _check(self.momentum, self.eps)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch.nn's name
-        if not is_plain_cpu(input) or is_small(input) or input.numel() == 0:
+        few = input.dim() < 2 or input.numel() <= input.size(1)  # torch.nn has words for that
+        if few or not is_plain_cpu(input) or is_small(input):
             return super().forward(input)
         self._check_input_dim(input)
         average = self._average_factor()
