@@ -1,8 +1,9 @@
 """Kernels for sets that lie along the contiguous run: rows of a channels-first tensor, tokens.
 
-``normalize`` and ``backpropagate`` take a block of sets at a time, small enough for the cache, so
-that memory is read once; ``moments``, ``apply``, ``gradient_sums`` and ``gradient_apply`` are the
-same work in halves, for sets that are too large or whose statistics come from elsewhere.
+``normalize`` and, in :mod:`.along_backward`, ``backpropagate`` take a block of sets at a time,
+small enough for the cache, so that memory is read once; ``moments``, ``apply``, ``gradient_sums`` and
+``gradient_apply`` are the same work in halves, for sets that are too large or whose statistics come
+from elsewhere.
 
 A line is a row. Its statistics are numbers; gamma is a number too, unless the variant is crossed.
 """
@@ -14,8 +15,6 @@ import math
 import numpy as np
 from numba import njit
 
-from normkit.coefficients import gradient_line as _gradient_line
-from normkit.coefficients import inverse_std as _inverse_std
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
@@ -29,18 +28,11 @@ from normkit.kernels.cpu.intrinsics import (
 )
 from normkit.kernels.cpu.runs import (
     TILE,
-    affine_sums_along,
-    emit_gradient,
     emit_normalized,
-    gradient_sums_along,
     sums_along,
 )
-from normkit.moments import from_sums as _from_sums
+from normkit.kernels.cpu.sets import is_far, remainder, set_moments, set_slope
 
-from_sums, inverse_std, gradient_line = (
-    njit(nogil=True, error_model="numpy")(function)
-    for function in (_from_sums, _inverse_std, _gradient_line)
-)
 _read_x = reader("x")
 
 #: Elements whose mean serves as pilot; enough that one outlier among them does no harm.
@@ -59,28 +51,6 @@ def pilot_of(v, x, n):
 
 
 @njit(nogil=True)
-def set_moments(count, pilot, first, second, center):
-    """Mean and M2 of a set; an uncentred norm's mean is zero and its M2 the sum of squares."""
-    if center:
-        return from_sums(count, pilot, first, second)
-    return 0.0, second
-
-
-@njit(nogil=True)
-def set_slope(m2, count, eps, center, scale):
-    """:func:`normkit.coefficients.set_slope` of one set that is not empty."""
-    if center and count < 2.0:
-        return 0.0
-    return inverse_std(m2 / count, eps) if scale else 1.0
-
-
-@njit(nogil=True)
-def is_far(count, first, second):
-    """Whether the pilot lies so far from the mean (a deviation) that digits were lost."""
-    return first * first > 0.5 * count * second
-
-
-@njit(nogil=True)
 def _sum_block(
     v, geometry, x, outer0, outer1, line0, lines, count, pilots, firsts, seconds, center
 ):
@@ -91,14 +61,14 @@ def _sum_block(
         stride, n, span = stride * span, n * span, 1
     start = line0 * get(geometry, geo.SET_LINES)
     for s in range(lines):
-        row = _row(v, geometry, x, geo.X_OUTER, outer0, start) + s * span * stride
+        row = row_address(v, geometry, x, geo.X_OUTER, outer0, start) + s * span * stride
         pilots[s] = pilot_of(v, row, n) if center else 0.0
     # An outlier among the first elements makes a bad pilot; the sums around it make a good one.
     for _ in range(2):
         for s in range(lines):
             firsts[s] = seconds[s] = 0.0
         for outer in range(outer0, outer1):
-            row = _row(v, geometry, x, geo.X_OUTER, outer, start)
+            row = row_address(v, geometry, x, geo.X_OUTER, outer, start)
             for s in range(lines):
                 for _ in range(span):
                     first, second = sums_along(v, row, n, pilots[s])
@@ -116,21 +86,14 @@ def _sum_block(
 
 
 @njit(nogil=True)
-def remainder(mean, rounded):
-    """What rounding the mean to the compute dtype left behind, for the additive coefficient."""
-    rest = mean - np.float64(rounded)
-    return rest if math.isfinite(rest) else 0.0
-
-
-@njit(nogil=True)
-def _row(v, geometry, base, field, outer, row):
+def row_address(v, geometry, base, field, outer, row):
     """Address of a row of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1)
     return base + place * itemsize(v)
 
 
 @njit(nogil=True)
-def _line(v, geometry, gamma, beta, outer, row, mean, slope, offset):
+def line_numbers(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     """gamma, beta, mean, scale and shift as the loops take them."""
     index = outer * get(geometry, geo.GAMMA_OUTER) + row * get(geometry, geo.GAMMA_LINE)
     rounded = to_compute(v, mean)
@@ -149,14 +112,14 @@ def _emit_row(
     v, geometry, x, residual, y, gamma, beta, outer, row, mean, slope, offset, scratch, cursor, last
 ):
     """Normalize one row, given its set's mean, slope and offset."""
-    gamma, beta, rounded, factor, shift = _line(
+    gamma, beta, rounded, factor, shift = line_numbers(
         v, geometry, gamma, beta, outer, row, mean, slope, offset
     )
     return emit_normalized(
         v,
-        _row(v, geometry, x, geo.X_OUTER, outer, row),
-        _row(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
-        _row(v, geometry, y, geo.Y_OUTER, outer, row),
+        row_address(v, geometry, x, geo.X_OUTER, outer, row),
+        row_address(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
+        row_address(v, geometry, y, geo.Y_OUTER, outer, row),
         get(geometry, geo.RUN), rounded, factor, shift, gamma, beta, get(geometry, geo.STREAMED),
         scratch, cursor, last or get(geometry, geo.Y_ROW) != get(geometry, geo.RUN),
     )  # fmt: skip
@@ -250,193 +213,6 @@ def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counter
             cursor = _emit_row(
                 v, geometry, x, residual, y, gamma, beta, line // rows, line % rows,
                 read_double(mean, line), read_double(slope, line), read_double(offset, line),
-                scratch.ctypes.data, cursor, line + 1 == end or (line + 1) % rows == 0,
-            )  # fmt: skip
-        task = finish_task(counters, task)
-    keep(scratch)
-
-
-# --- backward -----------------------------------------------------------------------------------
-
-
-@njit(nogil=True)
-def _row_sums(
-    v, geometry, x, dy, residual, gamma, beta, outer, row, mean, slope, offset, dbeta, dgamma
-):
-    """Sum of dz and dz * (x - mean) over one row.
-
-    Where gamma varies inside the row its gradient is added up here, element by element.
-    """
-    n = get(geometry, geo.RUN)
-    x = _row(v, geometry, x, geo.X_OUTER, outer, row)
-    dy = _row(v, geometry, dy, geo.DY_OUTER, outer, row)
-    residual = _row(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row)
-    gamma, beta, rounded, factor, shift = _line(
-        v, geometry, gamma, beta, outer, row, mean, slope, offset
-    )
-    if is_crossed(v) and dgamma != 0:
-        affine_sums_along(
-            v, x, dy, residual, n, mean, rounded, factor, shift, gamma, beta, slope, offset,
-            dbeta, dgamma,
-        )  # fmt: skip
-    return gradient_sums_along(v, x, dy, residual, n, mean, rounded, factor, shift, gamma, beta)
-
-
-@njit(nogil=True)
-def _emit_gradient_row(
-    v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row, mean, slope, offset,
-    linear, constant, curved, scratch, cursor, last,
-):  # fmt: skip
-    gamma, beta, rounded, factor, shift = _line(
-        v, geometry, gamma, beta, outer, row, mean, slope, offset
-    )
-    if curved:
-        constant -= linear * remainder(mean, rounded)
-    return emit_gradient(
-        v,
-        _row(v, geometry, x, geo.X_OUTER, outer, row),
-        _row(v, geometry, dy, geo.DY_OUTER, outer, row),
-        _row(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
-        _row(v, geometry, dx, geo.Y_OUTER, outer, row),
-        _row(v, geometry, dz_out, geo.Y_OUTER, outer, row),
-        get(geometry, geo.RUN), rounded, factor, shift, gamma, beta,
-        to_compute(v, linear), to_compute(v, constant), curved, get(geometry, geo.STREAMED),
-        scratch, cursor, last or get(geometry, geo.Y_ROW) != get(geometry, geo.RUN),
-    )  # fmt: skip
-
-
-@njit(nogil=True)
-def _gamma_number(v, geometry, gamma, outer, row):
-    """The row's gamma; 1 where it varies inside the row and is in the sums already."""
-    if is_crossed(v):
-        return 1.0
-    return read_double(
-        gamma, outer * get(geometry, geo.GAMMA_OUTER) + row * get(geometry, geo.GAMMA_LINE)
-    )
-
-
-@njit(nogil=True)
-def _add(base, index, value):
-    write_double(base, index, read_double(base, index) + value)
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def backpropagate(
-    v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, m2, eps, center, scale,
-    dgamma, dbeta, counters,
-):  # fmt: skip
-    """Sums and dx, block of sets by block of sets.
-
-    ``dgamma`` and ``dbeta`` (zeros at first, or address 0 if not wanted) receive partial sums: a
-    row of lines for each outer set, or for each sample where gamma has one for each; when crossed,
-    a run of elements for each task.
-    """
-    span, rows, n = get(geometry, geo.SET_LINES), get(geometry, geo.ROWS), get(geometry, geo.RUN)
-    outer_sets = ceil_div(get(geometry, geo.OUTER), get(geometry, geo.SET_OUTER))
-    line_sets = rows // span
-    block, wide = get(geometry, geo.BLOCK_OUTER), get(geometry, geo.BLOCK_LINES)
-    columns = ceil_div(line_sets, wide)
-    tasks = ceil_div(outer_sets, block) * columns
-    means, slopes, dzs, dzxs = np.empty(wide), np.empty(wide), np.empty(wide), np.empty(wide)
-    scratch = np.empty(2 * TILE * itemsize(v), np.uint8)
-    task = first_task(counters)
-    while task < tasks:
-        start = task // columns * block
-        set0 = task % columns * wide
-        count = min(wide, line_sets - set0)
-        share = task * n * 8 if is_crossed(v) and dgamma != 0 else 0
-        for k in range(start, min(start + block, outer_sets)):
-            outer0 = k * get(geometry, geo.SET_OUTER)
-            outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
-            elements = np.float64((outer1 - outer0) * span * n)
-            for s in range(count):
-                index = k * line_sets + set0 + s
-                means[s] = read_double(mean, index)
-                slopes[s] = set_slope(read_double(m2, index), elements, eps, center, scale)
-                dzs[s] = dzxs[s] = 0.0
-            for outer in range(outer0, outer1):
-                owner = outer if get(geometry, geo.GAMMA_OUTER) else k
-                for s in range(count):
-                    for r in range(span):
-                        row = (set0 + s) * span + r
-                        first, second = _row_sums(
-                            v, geometry, x, dy, residual, gamma, beta, outer, row, means[s],
-                            slopes[s], 0.0, dbeta + share, dgamma + share,
-                        )  # fmt: skip
-                        if dgamma != 0 and not is_crossed(v):
-                            _add(dbeta, owner * rows + row, first)
-                            _add(dgamma, owner * rows + row, second * slopes[s])
-                        g = _gamma_number(v, geometry, gamma, outer, row)
-                        dzs[s] += g * first
-                        dzxs[s] += g * second
-            for s in range(count):
-                var = read_double(m2, k * line_sets + set0 + s) / elements
-                dzs[s], dzxs[s] = gradient_line(
-                    slopes[s],
-                    var,
-                    eps,
-                    elements,
-                    dzs[s],
-                    dzxs[s],
-                    np.float64(center),
-                    np.float64(scale),
-                )
-            for outer in range(outer0, outer1):
-                cursor = 0
-                for s in range(count):
-                    for r in range(span):
-                        cursor = _emit_gradient_row(
-                            v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer,
-                            (set0 + s) * span + r, means[s], slopes[s], 0.0, dzs[s], dzxs[s],
-                            scale, scratch.ctypes.data, cursor, s == count - 1 and r == span - 1,
-                        )  # fmt: skip
-        task = finish_task(counters, task)
-    keep(scratch)
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def gradient_sums(
-    v, geometry, x, dy, residual, gamma, beta, mean, slope, offset, dz, dzx, dgamma, dbeta, counters
-):
-    """Sum of dz and dz * (x - mean) of every row, into ``dz`` and ``dzx``.
-
-    When crossed, dz comes times gamma, and ``dgamma`` and ``dbeta`` (zeros at first, or address 0)
-    receive a run of elements for each task.
-    """
-    rows, tile = get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
-    total = get(geometry, geo.OUTER) * rows
-    task = first_task(counters)
-    while task < ceil_div(total, tile):
-        share = task * get(geometry, geo.RUN) * 8 if is_crossed(v) and dgamma != 0 else 0
-        for line in range(task * tile, min((task + 1) * tile, total)):
-            first, second = _row_sums(
-                v, geometry, x, dy, residual, gamma, beta, line // rows, line % rows,
-                read_double(mean, line), read_double(slope, line), read_double(offset, line),
-                dbeta + share, dgamma + share,
-            )  # fmt: skip
-            write_double(dz, line, first)
-            write_double(dzx, line, second)
-        task = finish_task(counters, task)
-
-
-@njit(nogil=True, error_model="numpy", cache=True)
-def gradient_apply(
-    v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, slope, offset, linear, constant,
-    curved, counters,
-):  # fmt: skip
-    """dx from the coefficients of every row."""
-    rows, tile = get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
-    total = get(geometry, geo.OUTER) * rows
-    scratch = np.empty(2 * TILE * itemsize(v), np.uint8)
-    task = first_task(counters)
-    while task < ceil_div(total, tile):
-        end = min((task + 1) * tile, total)
-        cursor = 0
-        for line in range(task * tile, end):
-            cursor = _emit_gradient_row(
-                v, geometry, x, dy, residual, dx, dz_out, gamma, beta, line // rows, line % rows,
-                read_double(mean, line), read_double(slope, line), read_double(offset, line),
-                read_double(linear, line), read_double(constant, line), curved,
                 scratch.ctypes.data, cursor, line + 1 == end or (line + 1) % rows == 0,
             )  # fmt: skip
         task = finish_task(counters, task)

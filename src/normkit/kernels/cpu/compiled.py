@@ -13,7 +13,7 @@ from typing import Any
 from numba import types
 
 from normkit.epilogues import find_activation
-from normkit.kernels.cpu import across, along
+from normkit.kernels.cpu import across, across_backward, along, along_backward
 from normkit.kernels.cpu.intrinsics import Variant
 
 _INT, _FLOAT, _BOOL = types.intp, types.float64, types.boolean
@@ -27,7 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "gradient_sums": (_INT,) * 14,
     "gradient_apply": (*[_INT] * 13, _BOOL, _INT),
 }
-_MODULES = {"along": along, "across": across}
+_MODULES = {"along": (along, along_backward), "across": (across, across_backward)}
 
 _log = logging.getLogger("normkit")
 _lock = threading.Lock()
@@ -65,7 +65,8 @@ def entry_point(
         start = time.perf_counter()
         timer = _announce_later()
         try:
-            kernel = getattr(_MODULES[path], name)
+            forward, backward = _MODULES[path]
+            kernel = getattr(forward if hasattr(forward, name) else backward, name)
             compiled: Callable[..., Any] = kernel.compile((variant, *_SIGNATURES[name]))
         finally:
             timer.cancel()

@@ -30,9 +30,10 @@ CACHE_LINE = 64
 
 
 #: Files whose code ends up in the machine code.
-_COMPILED = ("kernels/cpu/across.py", "kernels/cpu/along.py", "kernels/cpu/geometry.py",
+_COMPILED = ("kernels/cpu/across.py", "kernels/cpu/across_backward.py", "kernels/cpu/along.py",
+             "kernels/cpu/along_backward.py", "kernels/cpu/geometry.py",
              "kernels/cpu/intrinsics.py", "kernels/cpu/mathops.py", "kernels/cpu/runs.py",
-             "coefficients.py", "epilogues.py", "moments.py")  # fmt: skip
+             "kernels/cpu/sets.py", "coefficients.py", "epilogues.py", "moments.py")  # fmt: skip
 
 
 @cache
