@@ -6,7 +6,7 @@ PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
 BIN     = $(VENV)/bin
 
 DEMO_EXTRAS = demo
-TEST_EXTRAS = demo,jax,cli,dev
+TEST_EXTRAS = demo,jax,dev
 
 # Arguments for the programs: make demo DEMO_ARGS=--quick, make test PYTEST_ARGS="-k moments"
 DEMO_ARGS   ?=

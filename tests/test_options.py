@@ -259,3 +259,36 @@ def test_empty_rank_takes_part_in_halves():
     np.testing.assert_allclose(
         norm.gradient_apply(dy, full_saved, sums).x, want, rtol=1e-6, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("out", ["reversed x", "shifted x", "view of x", "residual of reversed x"])
+def test_out_that_overlaps_an_input(out):
+    buffer = np.random.default_rng(0).standard_normal((7, 4, 50)).astype(np.float32)
+    x = buffer[:-1]
+    residual = {"residual": x[::-1]} if "residual" in out else {}
+    want, _ = nk.BatchNorm().forward(x.copy(), **{k: v.copy() for k, v in residual.items()})
+    target = {"reversed x": x[::-1], "shifted x": buffer[1:], "view of x": x[:]}.get(out, x)
+    y, saved = nk.BatchNorm().forward(x, out=target, **residual)
+    np.testing.assert_array_equal(y, want)
+    with pytest.raises(ValueError, match="overwritten"):
+        nk.BatchNorm().backward(want, saved)
+
+
+def test_an_ambiguous_gamma_is_refused():
+    x = np.ones((6, 6, 8), np.float32)
+    with pytest.raises(ValueError, match="may mean two things"):
+        nk.TokenLayerNorm().forward(x, np.ones((6, 8), np.float32), axis=-1)
+
+
+@pytest.mark.parametrize("axis", [True, 1.0])
+def test_an_axis_is_refused_also_where_one_was_seen(axis):
+    x = np.ones((4, 3), np.float32)
+    nk.BatchNorm().forward(x, axis=1)
+    nk.BatchNorm().forward(x, axis=np.int64(1))
+    with pytest.raises(TypeError, match="axis"):
+        nk.BatchNorm().forward(x, axis=axis)
+
+
+def test_a_masked_array_is_refused():
+    with pytest.raises(TypeError, match="masked array"):
+        nk.BatchNorm().forward(np.ma.masked_equal(np.ones((4, 3)), 0))

@@ -36,7 +36,7 @@ def _through_the_kernels():
     torch.manual_seed(0)
     nt.use_native_up_to(0)
     yield
-    nt.use_native_up_to(1 << 14)
+    nt.use_native_up_to(None)
 
 
 def make(pair, settings, dtype=torch.float64):
@@ -202,3 +202,53 @@ def test_a_second_derivative_is_refused_instead_of_wrong():
     (gradient,) = torch.autograd.grad(nt.BatchNorm1d(6)(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_large_result_may_be_changed_in_place(memory_format):
+    """What torchvision's blocks do: BatchNorm2d and ReLU(inplace=True) behind it."""
+    x = torch.randn(16, 32, 28, 28).contiguous(memory_format=memory_format)
+    gradients = []
+    for kind, inplace in ((nt.BatchNorm2d, True), (torch.nn.BatchNorm2d, False)):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = torch.nn.ReLU(inplace)(kind(32)(leaf))
+        assert y.nbytes > 1 << 20
+        y.square().sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_eval_with_bfloat16_buffers():
+    layer = nt.BatchNorm2d(6).bfloat16().eval()
+    layer.running_mean.normal_()
+    x = torch.randn(4, 6, 9, 9).bfloat16()
+    truth = copy.deepcopy(layer).double()(x.double())
+    assert (layer(x).double() - truth).abs().max() <= 2**-8 * truth.abs().max()
+
+
+def test_running_statistics_may_move_between_eval_and_backward():
+    layer = nt.BatchNorm1d(6).double().eval()
+    gradients = []
+    for moved in (0.0, 5.0):
+        layer.zero_grad()
+        layer.running_mean.zero_()
+        y = layer(torch.ones(8, 6, 9, dtype=torch.float64))
+        layer.running_mean.add_(moved)
+        y.sum().backward()
+        gradients.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_several_threads_may_walk_one_graph():
+    from concurrent.futures import ThreadPoolExecutor
+
+    x = torch.randn(16, 6, 20, requires_grad=True)
+    y = nt.BatchNorm1d(6)(x)
+    dy = torch.randn_like(y)
+
+    def walk(_):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    want = walk(0)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(got, want) for got in pool.map(walk, range(200)))

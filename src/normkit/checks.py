@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ def as_array(values: Any) -> Array:
 def _float_array(values: Any, name: str) -> Array:
     values = as_array(values)
     namespace_of(values, name)
+    if isinstance(values, np.ma.MaskedArray):
+        raise DTypeError(
+            f"{name} is a masked array, whose mask would be ignored",
+            received="numpy.ma.MaskedArray",
+            expected="a plain array",
+            remedy="Pass x.filled(0) with mask=~numpy.ma.getmaskarray(x).",
+        )
     if dtype_name(values) not in FLOATS:
         raise DTypeError(
             f"{name} has a dtype that cannot be normalized",
@@ -52,7 +60,7 @@ def make_call(
 ) -> Call:
     """The checked arguments of a forward."""
     x = _float_array(x, "x")
-    layout = layout_of(norm, tuple(x.shape), axis)
+    layout = layout_of(norm, tuple(x.shape), _axis_number(axis))
     found = find_activation(activation)
     gamma, gamma_kind = _affine(layout, x, gamma, "gamma")
     beta, beta_kind = _affine(layout, x, beta, "beta")
@@ -64,6 +72,18 @@ def make_call(
         layout, float(norm.eps), norm.center, norm.scale, x, gamma, beta,
         _wider(gamma_kind, beta_kind), mask, residual, found,
     )  # fmt: skip
+
+
+def _axis_number(axis: Any) -> int:
+    """A whole number of any kind as an int; in front of the cache, where 1 and True are one."""
+    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        raise DTypeError(
+            "axis= is no axis",
+            received=repr(axis),
+            expected="a whole number",
+            remedy="Pass the channel axis: 1 for channels first, -1 for channels last.",
+        )
+    return operator.index(axis)
 
 
 def _wider(gamma: str | None, beta: str | None) -> str | None:
@@ -135,6 +155,15 @@ def check_out(x: Array, out: Any) -> None:
             expected="a writeable array",
             remedy="Leave out= away, or pass a copy.",
         )
+
+
+def may_overlap(a: Array, b: Array) -> bool:
+    """Whether two arrays of one library may share memory."""
+    if isinstance(a, np.ndarray):
+        return np.may_share_memory(a, b)
+    if hasattr(a, "untyped_storage"):
+        return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
+    return a is b
 
 
 # --- masks --------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def _grid(backend: Backend, call: Call, values: Any, name: str) -> Array:
 def _work(backend: Backend, call: Call, values: Any) -> Array:
     xp, dtype = backend.namespace(), backend.statistics_dtype(call)
     if xp is np or isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
-        return xp.asarray(values, dtype=dtype)
+        return xp.asarray(values, dtype=dtype, copy=True)  # the caller may change his
     return xp.astype(values, dtype)
 
 
@@ -247,7 +247,8 @@ def _apply(
 
 
 def _overwritten(call: Call, out: Any) -> bool:
-    return out is not None and (out is call.x or out is call.residual)
+    inputs = [array for array in (call.x, call.residual) if array is not None]
+    return out is not None and any(checks.may_overlap(out, array) for array in inputs)
 
 
 def moments(norm: Any, x: Any, axis: int, mask: Any, lengths: Any) -> Moments:

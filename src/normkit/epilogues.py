@@ -64,6 +64,14 @@ class Activation:
                     expected=f"a callable {field}(z, ops)",
                     remedy="See the example in normkit.epilogues.",
                 )
+            code = getattr(getattr(self, field), "__code__", None)
+            if code is None or any(hasattr(constant, "co_code") for constant in code.co_consts):
+                raise DTypeError(
+                    f"The {field} of activation {self.name!r} cannot be compiled",
+                    received=repr(getattr(self, field)),
+                    expected="a plain function without functions inside",
+                    remedy="Write it with def or lambda, in arithmetic and calls of ops.",
+                )
 
     @property
     def digest(self) -> str:
@@ -71,8 +79,9 @@ class Activation:
         digest = hashlib.sha256()
         for formula in (self.value, self.slope):
             code = formula.__code__
-            constants = [cell.cell_contents for cell in formula.__closure__ or ()]
-            digest.update(repr((code.co_code, code.co_consts, code.co_names, constants)).encode())
+            outside = {n: formula.__globals__[n] for n in code.co_names if n in formula.__globals__}
+            cells = [cell.cell_contents for cell in formula.__closure__ or ()]
+            digest.update(repr((code.co_code, code.co_consts, outside, cells)).encode())
         return digest.hexdigest()[:12]
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
-from normkit.errors import DTypeError, NormError, OptionError, ShapeError
+from normkit.errors import NormError, OptionError, ShapeError
 
 __all__ = ["ALL", "Layout", "Split", "layout_of"]
 
@@ -222,6 +222,15 @@ class Layout:
         """
         if shape == (self.c,):
             return "channel"
+        if shape == self.element_shape == (self.n, self.c) and len(self.shape) > 2:
+            raise ShapeError(
+                f"{name} may mean two things",
+                received=f"shape {shape} with x of shape {self.shape}, axis={self.axis}, which is "
+                "both one value a sample and channel, and one for each element of a sample",
+                expected="a shape that is only one of them",
+                remedy="Give x one more position axis of length 1, and an element-wise "
+                f"{name} the same.",
+            )
         if shape == self.element_shape and len(self.shape) > 2:
             return "element"
         if shape == (self.n, self.c):
@@ -264,7 +273,6 @@ def layout_of(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:
     Raises:
         ShapeError: not 2 to 5 dimensions, or channels that the norm cannot divide.
         OptionError: no such axis.
-        DTypeError: axis is no whole number.
     """
     rank = len(shape)
     if not 2 <= rank <= 5:
@@ -273,13 +281,6 @@ def layout_of(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:
             received=f"{rank} dimension{'' if rank == 1 else 's'}, shape {shape}",
             expected="2 to 5 dimensions: samples, channels and up to three of positions",
             remedy="Reshape x, for instance x[None] for a single sample.",
-        )
-    if not isinstance(axis, int) or isinstance(axis, bool):
-        raise DTypeError(
-            "axis= is no axis",
-            received=repr(axis),
-            expected="a whole number",
-            remedy="Pass the channel axis: 1 for channels first, -1 for channels last.",
         )
     if not -rank <= axis < rank:
         raise OptionError(

@@ -90,6 +90,10 @@ class Moments:
         """
         return self.m2 / _at_least_one(self.count - 1)
 
+    def to_numpy(self) -> Moments:
+        """The same in float64 NumPy arrays."""
+        return Moments(*(np.asarray(v, dtype=np.float64) for v in (self.count, self.mean, self.m2)))
+
     def merge(self, *others: Moments) -> Moments:
         """Moments of the union of disjoint sets.
 
@@ -196,6 +200,7 @@ class ExponentialAverage:
 
     def update(self, moments: Moments) -> ExponentialAverage:
         """The average after one more batch; an empty batch changes nothing."""
+        moments = moments.to_numpy()
         var = moments.population_var if self.unbiased else moments.var
         seen = np.asarray(moments.count) > 0
         return replace(
@@ -250,7 +255,7 @@ class PopulationAverage:
 
     def update(self, moments: Moments) -> PopulationAverage:
         """The statistics with one more batch's elements."""
-        return PopulationAverage(self.moments.merge(moments))
+        return PopulationAverage(self.moments.merge(moments.to_numpy()))
 
     @property
     def mean(self) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from normkit import engine
@@ -72,7 +73,7 @@ class Norm:
         for field in ("center", "scale"):
             if not isinstance(getattr(self, field), bool):
                 _refuse(field, getattr(self, field), "True or False")
-        number = isinstance(self.eps, (int, float)) and not isinstance(self.eps, bool)
+        number = not isinstance(self.eps, bool) and isinstance(self.eps, Real)
         if not number or not 0 <= self.eps < math.inf:
             _refuse("eps", self.eps, "a finite number of at least 0")
         if not self.center and not self.scale:
@@ -82,7 +83,7 @@ class Norm:
     def _check_size(field: str, expected: str, value: object) -> None:
         if value == ALL:
             return
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             _refuse(field, value, expected)
 
     # --- whole passes ---------------------------------------------------------------------------
@@ -182,7 +183,7 @@ class Norm:
 def _refuse(field: str, value: object, expected: str) -> None:
     raise NormError(
         f"Norm cannot have this {field}",
-        received=repr(value) if not isinstance(value, str) or value == ALL else f"{value!r}",
+        received=repr(value),
         expected=expected,
         remedy="See normkit.Norm for what each field means.",
     )

@@ -82,7 +82,7 @@ class _Sets:
 
     def __init__(self, call: Call) -> None:
         self.call, self.layout = call, call.layout
-        self.count = np.array(call.layout.set_counts(), dtype=np.float64)[:, None, None]
+        self.count = np.maximum(call.layout.set_counts(), 1.0)[:, None, None]
 
     def cube(self, values: Any) -> Array:
         return self.layout.to_cube(np, np.asarray(values, dtype=np.float64))

@@ -59,15 +59,38 @@ class _Lease:
 
 
 def _give_back(block: np.ndarray) -> None:
-    if cache_size() + block.nbytes <= _limit:
-        _free.setdefault(block.nbytes, deque()).append(block)
+    size = block.nbytes
+    if size > _limit:
+        return
+    while cache_size() + size > _limit and _evict(size):
+        pass
+    if cache_size() + size <= _limit:
+        _free.setdefault(size, deque()).append(block)
+
+
+def _evict(size: int) -> bool:
+    """Drop a block of another size, the longest unused size first; whether there was one."""
+    for other in list(_free):
+        if other != size:
+            _pop(other)
+            return True
+    return False
+
+
+def _pop(size: int) -> np.ndarray | None:
+    blocks = _free.get(size)
+    try:
+        block = blocks.pop() if blocks is not None else None
+    except IndexError:
+        block = None
+    if not blocks:
+        _free.pop(size, None)
+    return block
 
 
 def _take(size: int) -> np.ndarray:
-    try:
-        return _free[size].pop()
-    except (KeyError, IndexError):
-        return np.empty(size, np.uint8)
+    block = _pop(size)
+    return np.empty(size, np.uint8) if block is None else block
 
 
 def buffer(nbytes: int) -> np.ndarray:

@@ -37,6 +37,9 @@ class NumpyHost:
         fresh[...] = array
         return fresh
 
+    def overlaps(self, a: Any, b: Any) -> bool:
+        return np.may_share_memory(a, b)
+
     def assign(self, target: Any, values: Any) -> None:
         target[...] = values
 

@@ -44,12 +44,13 @@ def warm_up(
         find_activation(activation)
     from normkit.kernels.cpu.compiled import entry_point
 
-    count = 0
+    ready = set()
     for path, name, dtype, activation, added, crossed in itertools.product(
         ("along", "across"), _KERNELS, dtypes, activations, residual, (False, True)
     ):
         if name == "moments":  # depends on the dtype only
             activation, added, crossed = None, False, False
-        entry_point(path, name, dtype, activation, bool(added), crossed)
-        count += 1
-    return count
+        variant = (path, name, dtype, activation, bool(added), crossed)
+        entry_point(*variant)
+        ready.add(variant)
+    return len(ready)

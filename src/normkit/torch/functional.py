@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -52,24 +53,26 @@ class _Normalize(torch.autograd.Function):
         call = checks.make_call(
             norm, x, gamma, beta, axis, residual=residual, activation=activation
         )
-        y, saved = engine.run_forward(norm, call, _backend(call), statistics, None, None)
+        backend = _backend(call)
+        if isinstance(statistics, tuple) and backend is _compiled():
+            statistics = tuple(t.detach().to(torch.float64).numpy() for t in statistics)
+        y, saved = engine.run_forward(norm, call, backend, statistics, None, None)
         box.append(saved.statistics if not box else None)
         # Tensors travel through save_for_backward, which notices changes in place.
         ctx.save_for_backward(x, gamma, beta, residual)
-        call.x = call.gamma = call.beta = call.residual = None
+        call.x = call.gamma = call.beta = call.residual = call.prepared = None
         ctx.saved_call, ctx.norm = saved, norm
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        saved = ctx.saved_call
-        call = saved.call
-        call.x, call.gamma, call.beta, call.residual = ctx.saved_tensors
-        try:
-            grads = engine.backward(ctx.norm, dy, saved)
-        finally:
-            call.x = call.gamma = call.beta = call.residual = None
+        x, gamma, beta, residual = ctx.saved_tensors
+        # A copy: several threads may walk one graph.
+        call = replace(
+            ctx.saved_call.call, x=x, gamma=gamma, beta=beta, residual=residual, prepared=None
+        )
+        grads = engine.backward(ctx.norm, dy, replace(ctx.saved_call, call=call))
         return (
             grads.x if ctx.needs_input_grad[0] else None,
             grads.gamma if ctx.needs_input_grad[1] else None,
@@ -113,7 +116,7 @@ def normalize(
             expected="torch.Tensor",
             remedy="NumPy arrays go to norm.forward(x).",
         )
-    if statistics is None and native.is_small(x):
+    if statistics is None and native.is_small(norm, x):
         y = native.normalize(norm, x, weight, bias, axis, residual, activation)
         if y is not None:
             return y

@@ -29,8 +29,12 @@ class TorchHost:
         size = like.numel() * like.element_size()
         if size < _POOLED:
             return torch.empty_strided(like.shape, strides, dtype=like.dtype)
-        raw = torch.from_numpy(memory.buffer(size)).view(like.dtype)
-        return raw.as_strided(like.shape, strides)
+        raw = torch.from_numpy(memory.buffer(size)).untyped_storage()
+        # Not a view of raw: autograd forbids changing a custom function's views in place.
+        return torch.empty(0, dtype=like.dtype).set_(raw, 0, like.shape, strides)
+
+    def overlaps(self, a: Any, b: Any) -> bool:
+        return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
 
     def copy(self, array: Any, strides: tuple[int, ...]) -> Any:
         fresh = self.empty(array, strides)

@@ -53,15 +53,19 @@ class _OnKernels(nn.modules.batchnorm._BatchNorm):
         _check(self.momentum, self.eps)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - torch.nn's name
-        few = input.dim() < 2 or input.numel() <= input.size(1)  # torch.nn has words for that
-        if few or not is_plain_cpu(input) or is_small(input):
+        # torch.nn has words for what it does not take.
+        odd = input.dim() < 2 or input.size(1) != self.num_features
+        if odd or input.numel() <= input.size(1):
+            return super().forward(input)
+        norm = _norm(self.eps)
+        if not is_plain_cpu(input) or is_small(norm, input):
             return super().forward(input)
         self._check_input_dim(input)
         average = self._average_factor()
         own = self.training or (self.running_mean is None and self.running_var is None)
         given = None if own else (self.running_mean, self.running_var)
         y, moments = normalize_with_statistics(
-            _norm(self.eps), input, self.weight, self.bias, 1, None, None, given
+            norm, input, self.weight, self.bias, 1, None, None, given
         )
         if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(moments, average)

@@ -12,8 +12,10 @@ from normkit.errors import OptionError
 from normkit.layout import ALL, Split
 from normkit.norms import Norm
 
-#: Elements up to which PyTorch's own operators are at least as quick.
-_below = 1 << 14
+#: Elements up to which PyTorch's own operators are at least as quick (measured on two cores): its
+#: batch norm walks memory poorly, its other norms and all its 16-bit ones only suffer from size.
+_BATCH, _OTHERS = 1 << 17, 1 << 19
+_forced: int | None = None
 
 _ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
     None: lambda z: z,
@@ -28,37 +30,47 @@ _ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
 }
 
 
-def use_native_up_to(elements: int) -> None:
-    """Send inputs of at most this many elements to PyTorch's own operators; 0 sends none.
+def use_native_up_to(elements: int | None) -> None:
+    """Send inputs of at most this many elements to PyTorch's own operators.
+
+    Args:
+        elements: 0 sends everything through normkit's kernels, None goes back to measured limits.
 
     Raises:
         OptionError: not a whole number of at least 0.
     """
-    global _below
-    if not isinstance(elements, int) or isinstance(elements, bool) or elements < 0:
+    global _forced
+    whole = isinstance(elements, int) and not isinstance(elements, bool)
+    if elements is not None and (not whole or elements < 0):
         raise OptionError(
             "No number of elements",
             received=repr(elements),
-            expected="a whole number of at least 0",
+            expected="a whole number of at least 0, or None",
             remedy="use_native_up_to(0) sends everything through normkit's kernels.",
         )
-    _below = elements
+    _forced = elements
 
 
-def is_small(x: torch.Tensor) -> bool:
-    """Whether x is small enough, and not empty."""
-    return 0 < x.numel() <= _below
+def is_small(norm: Norm, x: torch.Tensor) -> bool:
+    """Whether x is not empty and so small that PyTorch's own operators are as quick."""
+    limit = _forced
+    if limit is None:
+        wide = x.dtype in (torch.float32, torch.float64)
+        limit = _BATCH if norm.channels == 1 and wide else _OTHERS
+    return 0 < x.numel() <= limit
 
 
 def normalize(
     norm: Norm, x: Any, weight: Any, bias: Any, axis: int, residual: Any, activation: str | None
 ) -> torch.Tensor | None:
     """The same result by PyTorch's operators; None where they have no such norm."""
-    if activation not in _ACTIVATIONS or not x.is_floating_point() or x.dim() < 2:
+    if activation not in _ACTIVATIONS or not x.is_floating_point() or not 2 <= x.dim() <= 5:
         return None
     narrow = x.dtype in (torch.float16, torch.bfloat16)
     if narrow and (residual is not None or activation is not None):
         return None  # PyTorch would round between the steps
+    if isinstance(axis, bool):
+        return None
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         return None
     channel = (x.shape[axis],) if -x.dim() <= axis < x.dim() else None

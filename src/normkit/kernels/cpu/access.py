@@ -24,10 +24,11 @@ STREAM_BYTES = 24 << 20
 THREAD_BYTES = 2 << 20
 #: Elements up to which short rows are taken together.
 _FOLDED_RUN = 512
-#: Positions up to which a row is too short for loops of its own, if this many samples pile up.
-_SHORT, _PILE = 256, 8
-#: Tasks that carry a whole gamma gradient each.
-_CROSSED_TASKS = 32
+#: Positions up to which a row is too short for loops of its own. Reading whole samples instead
+#: pays where there are more samples than positions (measured: up to 2x at 7 x 7, 64 samples).
+_SHORT = 49
+#: Most tasks that carry a whole gamma gradient each, and the least part of x that these may take.
+_CROSSED_TASKS, _CROSSED_SHARE = 32, 4
 
 
 class Request(NamedTuple):
@@ -164,9 +165,8 @@ def _is_flat(request: Request, reduced: list[_Reduced]) -> bool:
     """Whether many samples of short, adjacent rows are better read sample by sample."""
     layout = request.layout
     return (
-        layout.l <= _SHORT
+        5 * layout.l <= min(5 * _SHORT, 4 * layout.set_samples)
         and layout.even
-        and layout.set_samples >= _PILE
         and request.affine != "sample"
         and all(r.channel == layout.l for r in reduced)
     )
@@ -269,13 +269,15 @@ def _assemble(
     block = 1
     if wide == line_sets:
         block = _between(1, task_bytes // max(set_bytes * line_sets, 1), outer_sets)
+    most = total // max(_CROSSED_SHARE * 16 * run, 1)  # float64 gradients of gamma and beta
+    most = _between(2, most, _CROSSED_TASKS)
     if crossed and along:
         if gamma[0]:
             block = 1
         elif outer_sets == 1:
-            wide = max(wide, _ceil(line_sets, _CROSSED_TASKS))
+            wide = max(wide, _ceil(line_sets, most))
         else:
-            wide, block = line_sets, max(block, _ceil(outer_sets, _CROSSED_TASKS))
+            wide, block = line_sets, max(block, _ceil(outer_sets, most))
     columns = _ceil(line_sets, wide)
     tasks = _ceil(outer_sets, block) * columns
     # A task sweeps one row of sets after the other, so only that much must stay in the cache.
@@ -286,7 +288,7 @@ def _assemble(
         1, TASK_BYTES // max(run * request.itemsize, 1), outer * rows if along else rows
     )
     if crossed and along:
-        tile = rows if gamma[0] else max(tile, _ceil(outer * rows, _CROSSED_TASKS))
+        tile = rows if gamma[0] else max(tile, _ceil(outer * rows, most))
     half_tasks = _ceil(outer * rows, tile) if along else outer * _ceil(rows, tile)
     x, y, *rest = strides
     dy = rest.pop(0) if request.dy is not None else Strides()

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
+from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
     is_crossed,
@@ -60,7 +60,7 @@ def _sum_columns(
         pilots[j] = total / first_rows if math.isfinite(total) else 0.0
     count = np.float64((outer1 - outer0) * rows)
     # An outlier in the first rows makes a bad pilot; the sums around it make a good one.
-    for _ in range(2):
+    for attempt in range(2):
         for j in range(width):
             firsts[j] = seconds[j] = 0.0
         for outer in range(outer0, outer1):
@@ -71,7 +71,7 @@ def _sum_columns(
             )  # fmt: skip
         far = False
         for j in range(width):
-            if center and is_far(count, firsts[j], seconds[j]):
+            if center and attempt == 0 and is_far(count, firsts[j], seconds[j]):
                 far = True
                 better = pilots[j] + firsts[j] / count
                 pilots[j] = better if math.isfinite(better) else 0.0
@@ -156,7 +156,7 @@ def _emit_rows(
         )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, scale, counters):
     """Moments and result, block of sets by block of sets. Writes mean and m2 a set."""
     span, run, rows = get(geometry, geo.SET_LINES), get(geometry, geo.RUN), get(geometry, geo.ROWS)
@@ -205,7 +205,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
     keep(pilots), keep(firsts), keep(seconds), keep(coefficients), keep(scratch)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def moments(v, geometry, x, mean, m2, center, counters):
     """Mean and m2 of every column within a tile of rows, a row of columns a tile."""
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
@@ -232,7 +232,7 @@ def read_lines(base, index, width, into):
         into[j] = read_double(base, index + j)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counters):
     """The result from mean, slope and offset of every column of every outer block."""
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)

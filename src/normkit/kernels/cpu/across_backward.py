@@ -7,7 +7,7 @@ from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.across import address_of, fill, read_lines, row_gamma
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
+from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
     is_crossed,
@@ -130,7 +130,7 @@ def _fold_sums(
         dzxs[j] += g * seconds[j]
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def backpropagate(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, m2, eps, center, scale,
     dgamma, dbeta, counters,
@@ -207,7 +207,7 @@ def backpropagate(
     keep(coefficients), keep(scratch)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def gradient_sums(
     v, geometry, x, dy, residual, gamma, beta, mean, slope, offset, dz, dzx, dgamma, dbeta, counters
 ):
@@ -242,7 +242,7 @@ def gradient_sums(
     keep(means), keep(slopes), keep(offsets), keep(firsts), keep(seconds), keep(coefficients)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def gradient_apply(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, slope, offset, linear, constant,
     curved, counters,

@@ -1,7 +1,7 @@
 """Kernels for sets that lie along the contiguous run: rows of a channels-first tensor, tokens.
 
-``normalize`` and, in :mod:`.along_backward`, ``backpropagate`` take a block of sets at a time,
-small enough for the cache, so that memory is read once; ``moments``, ``apply``, ``gradient_sums`` and
+``normalize`` and, in :mod:`.along_backward`, ``backpropagate`` take blocks of sets, small
+enough for the cache, so memory is read once. ``moments``, ``apply``, ``gradient_sums`` and
 ``gradient_apply`` are the same work in halves, for sets that are too large or whose statistics come
 from elsewhere.
 
@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
+from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
     is_crossed,
@@ -64,7 +64,7 @@ def _sum_block(
         row = row_address(v, geometry, x, geo.X_OUTER, outer0, start) + s * span * stride
         pilots[s] = pilot_of(v, row, n) if center else 0.0
     # An outlier among the first elements makes a bad pilot; the sums around it make a good one.
-    for _ in range(2):
+    for attempt in range(2):
         for s in range(lines):
             firsts[s] = seconds[s] = 0.0
         for outer in range(outer0, outer1):
@@ -77,7 +77,7 @@ def _sum_block(
                     row += stride
         far = False
         for s in range(lines):
-            if center and is_far(count, firsts[s], seconds[s]):
+            if center and attempt == 0 and is_far(count, firsts[s], seconds[s]):
                 far = True
                 better = pilots[s] + firsts[s] / count
                 pilots[s] = better if math.isfinite(better) else 0.0
@@ -125,7 +125,7 @@ def _emit_row(
     )  # fmt: skip
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, scale, counters):
     """Moments and result, block of sets by block of sets. Writes mean and m2 a set."""
     span, lines = get(geometry, geo.SET_LINES), get(geometry, geo.ROWS)
@@ -178,7 +178,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
     keep(scratch)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def moments(v, geometry, x, mean, m2, center, counters):
     """Mean and m2 of every row."""
     rows, n, tile = get(geometry, geo.ROWS), get(geometry, geo.RUN), get(geometry, geo.TILE_ROWS)
@@ -199,7 +199,7 @@ def moments(v, geometry, x, mean, m2, center, counters):
         task = finish_task(counters, task)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counters):
     """The result from mean, slope and offset of every row."""
     rows, tile = get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)

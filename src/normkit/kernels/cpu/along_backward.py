@@ -7,7 +7,7 @@ from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.along import line_numbers, row_address
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep
+from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
 from normkit.kernels.cpu.intrinsics import (
     is_crossed,
     itemsize,
@@ -80,7 +80,7 @@ def _add(base, index, value):
     write_double(base, index, read_double(base, index) + value)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def backpropagate(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, m2, eps, center, scale,
     dgamma, dbeta, counters,
@@ -154,7 +154,7 @@ def backpropagate(
     keep(scratch)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def gradient_sums(
     v, geometry, x, dy, residual, gamma, beta, mean, slope, offset, dz, dzx, dgamma, dbeta, counters
 ):
@@ -179,7 +179,7 @@ def gradient_sums(
         task = finish_task(counters, task)
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel
 def gradient_apply(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, mean, slope, offset, linear, constant,
     curved, counters,

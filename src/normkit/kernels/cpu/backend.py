@@ -35,6 +35,9 @@ class Host(Protocol):
     def copy(self, array: Array, strides: tuple[int, ...]) -> Array:
         """A copy with these strides."""
 
+    def overlaps(self, a: Array, b: Array) -> bool:
+        """Whether the two may share memory."""
+
     def assign(self, target: Array, values: Array) -> None:
         """Copy the elements."""
 
@@ -155,9 +158,19 @@ class CpuBackend:
     def _target(self, call: Call, launch: Launcher, out: Array) -> Array:
         """Where results go: ``out`` if the kernels can write it, else a fresh array."""
         y = launch.output_strides
-        if out is not None and self.host.strides(out) == y:
+        if out is not None and self.host.strides(out) == y and not self._tangled(call, out):
             return out
         return self.host.empty(call.x, y)
+
+    def _tangled(self, call: Call, out: Array) -> bool:
+        """Whether ``out`` shares memory with an input otherwise than element by element."""
+        host = self.host
+        return any(
+            host.overlaps(out, array)
+            and (host.address(out), host.strides(out)) != (host.address(array), host.strides(array))
+            for array in (call.x, call.residual)
+            if array is not None
+        )
 
     def _finish(self, y: Array, out: Array) -> Array:
         if out is None or y is out:

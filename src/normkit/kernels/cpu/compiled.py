@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -33,6 +34,11 @@ _log = logging.getLogger("normkit")
 _lock = threading.Lock()
 _announced = False
 
+if hasattr(os, "register_at_fork"):  # a child forked while another thread compiles gets it unlocked
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
 
 def _announce_later() -> threading.Timer:
     """Say once, after a second, why the call takes so long."""
@@ -59,7 +65,7 @@ def entry_point(
 ) -> Callable[..., Any]:
     """The compiled kernel for a variant, called with ``None`` in the variant's place."""
     known = find_activation(activation)
-    label, digest = ("none", "") if known is None else (known.name, known.digest)
+    label, digest = ("", "") if known is None else (known.name, known.digest)
     variant = Variant(dtype, label, residual, crossed, digest)
     with _lock:
         start = time.perf_counter()

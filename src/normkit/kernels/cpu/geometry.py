@@ -59,6 +59,15 @@ class Geometry:
  RESIDUAL_OUTER, RESIDUAL_ROW) = range(20)  # fmt: skip
 
 
+def kernel(function):
+    """A compiled entry point, kept on disk where there is a folder to write to."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no place for a cache: compile anew in every process
+        return njit(**options)(function)
+
+
 @njit(nogil=True)
 def ceil_div(a, b):
     return (a + b - 1) // b

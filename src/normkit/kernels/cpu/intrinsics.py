@@ -51,7 +51,7 @@ class Variant(types.Type):
 
     Args:
         dtype: ``float16``, ``bfloat16``, ``float32`` or ``float64``: x, y, dy, dx and the residual.
-        activation: name of the activation fused behind the norm, ``"none"`` without one.
+        activation: name of the activation fused behind the norm, ``""`` without one.
         residual: whether a residual is added before the activation.
         crossed: whether gamma and beta vary inside a set's lines instead of being constant on each.
         digest: version of the activation's code, as part of the cache key.
@@ -308,7 +308,7 @@ def _question(result: Any, answer: Any) -> Any:
 
 has_residual = _question(types.boolean, lambda variant: variant.residual)
 is_crossed = _question(types.boolean, lambda variant: variant.crossed)
-has_activation = _question(types.boolean, lambda variant: variant.activation != "none")
+has_activation = _question(types.boolean, lambda variant: variant.activation != "")
 itemsize = _question(types.intp, lambda variant: {"float64": 8, "float32": 4}.get(variant.dtype, 2))
 compute_size = _question(types.intp, lambda variant: variant.compute.bitwidth // 8)
 

@@ -158,7 +158,7 @@ def activation_slope(variant, z):
 
 def _formula(field: str) -> Any:
     def choose(variant, z):
-        activation = find_activation(None if variant.activation == "none" else variant.activation)
+        activation = find_activation(variant.activation or None)
         if activation is None:
             return lambda variant, z: z
         formula = register_jitable(getattr(activation, field))
