@@ -35,6 +35,8 @@ _read_x = reader("x")
 
 #: Rows whose mean serves as a column's pilot; of ordinary data it is never a deviation off.
 _PILOT = 16
+#: Rows summed before their sums are added up: long chains of additions lose digits.
+_PART = 512
 
 
 @njit(nogil=True)
@@ -60,15 +62,22 @@ def _sum_columns(
         pilots[j] = total / first_rows if math.isfinite(total) else 0.0
     count = np.float64((outer1 - outer0) * rows)
     # An outlier in the first rows makes a bad pilot; the sums around it make a good one.
+    part_firsts, part_seconds = np.empty(width), np.empty(width)
     for attempt in range(2):
         for j in range(width):
             firsts[j] = seconds[j] = 0.0
         for outer in range(outer0, outer1):
-            corner = address_of(v, geometry, x, geo.X_OUTER, outer, row0, column)
-            sums_across(
-                v, corner, stride, rows, width,
-                pilots.ctypes.data, firsts.ctypes.data, seconds.ctypes.data,
-            )  # fmt: skip
+            for row in range(row0, row0 + rows, _PART):
+                for j in range(width):
+                    part_firsts[j] = part_seconds[j] = 0.0
+                sums_across(
+                    v, address_of(v, geometry, x, geo.X_OUTER, outer, row, column), stride,
+                    min(_PART, row0 + rows - row), width, pilots.ctypes.data,
+                    part_firsts.ctypes.data, part_seconds.ctypes.data,
+                )  # fmt: skip
+                for j in range(width):
+                    firsts[j] += part_firsts[j]
+                    seconds[j] += part_seconds[j]
         far = False
         for j in range(width):
             if center and attempt == 0 and is_far(count, firsts[j], seconds[j]):
@@ -77,6 +86,7 @@ def _sum_columns(
                 pilots[j] = better if math.isfinite(better) else 0.0
         if not far:
             break
+    keep(part_firsts), keep(part_seconds)
 
 
 @njit(nogil=True)

@@ -158,19 +158,20 @@ class CpuBackend:
     def _target(self, call: Call, launch: Launcher, out: Array) -> Array:
         """Where results go: ``out`` if the kernels can write it, else a fresh array."""
         y = launch.output_strides
-        if out is not None and self.host.strides(out) == y and not self._tangled(call, out):
+        if out is not None and self.host.strides(out) == y:
             return out
         return self.host.empty(call.x, y)
 
-    def _tangled(self, call: Call, out: Array) -> bool:
-        """Whether ``out`` shares memory with an input otherwise than element by element."""
+    def _writable(self, call: Call, out: Array) -> Array:
+        """``out``, unless it shares memory with an input otherwise than element by element."""
         host = self.host
-        return any(
+        tangled = out is not None and any(
             host.overlaps(out, array)
             and (host.address(out), host.strides(out)) != (host.address(array), host.strides(array))
             for array in (call.x, call.residual)
             if array is not None
         )
+        return None if tangled else out
 
     def _finish(self, y: Array, out: Array) -> Array:
         if out is None or y is out:
@@ -189,7 +190,8 @@ class CpuBackend:
         return 0 if call.residual is None else self.host.address(call.residual)
 
     def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
-        ready, _, launch = self._ready(call, out=out)
+        into = self._writable(call, out)
+        ready, _, launch = self._ready(call, out=into)
         if not launch.access.fused:
             mean, m2 = self.moments(call)
             slope = set_slope(
@@ -197,7 +199,7 @@ class CpuBackend:
             )
             return self.apply(call, mean, slope, np.zeros_like(slope), out), mean, m2
         host = self.host
-        y = self._target(ready, launch, out)
+        y = self._target(ready, launch, into)
         mean, m2 = launch.normalize(
             host.address(ready.x), self._residual(ready), host.address(y),
             *self._parameters(call), call.eps, call.center, call.scale, (ready, y),
@@ -208,8 +210,9 @@ class CpuBackend:
         return np.broadcast_to(np.asarray(self.counts(call)), like.shape)
 
     def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
-        call, _, launch = self._ready(call, out=out)
-        y = self._target(call, launch, out)
+        into = self._writable(call, out)
+        call, _, launch = self._ready(call, out=into)
+        y = self._target(call, launch, into)
         launch.apply(
             self.host.address(call.x), self._residual(call), self.host.address(y),
             *self._parameters(call), mean, slope, offset, (call, y),

@@ -31,6 +31,7 @@ from normkit.kernels.cpu.mathops import activate, activation_slope
 # in the other loops only a * b + c may fuse.
 _SUM = {"reassoc", "contract", "nsz"}
 _MAP = {"contract"}
+_PART = 16384
 
 _x, _dy, _residual = low.reader("x"), low.reader("dy"), low.reader("residual")
 _gamma, _beta = low.compute_reader("gamma"), low.compute_reader("beta")
@@ -107,10 +108,15 @@ def sums_along(v, x, n, pilot):
     Around a pilot within the data's range the sums lose nothing to cancellation.
     """
     first, second = 0.0, 0.0
-    for i in range(n):
-        d = np.float64(_x(v, x, i)) - pilot
-        first += d
-        second += d * d
+    # In parts: long chains of additions lose digits.
+    for start in range(0, n, _PART):
+        part_first, part_second = 0.0, 0.0
+        for i in range(start, min(start + _PART, n)):
+            d = np.float64(_x(v, x, i)) - pilot
+            part_first += d
+            part_second += d * d
+        first += part_first
+        second += part_second
     return first, second
 
 
