@@ -45,16 +45,16 @@ def close(a, b, tolerance=TOLERANCE):
 @given(SEEDS, SMALL, SMALL, SMALL, EPS)
 def test_1_dx_sums_to_zero(seed, n, c, p, eps):
     x, gamma, beta, dy, _ = draw(seed, n, c, p)
-    dx = run(nk.BatchNorm(eps), x, gamma, beta, dy)[2].x
+    dx = run(nk.BatchNorm(eps=eps), x, gamma, beta, dy)[2].x
     assert np.abs(dx.sum(axis=(0, 2))).max() <= 1e-11 * (1 + np.abs(dx).max())
-    dx = run(nk.LayerNorm(eps), x, gamma, beta, dy)[2].x
+    dx = run(nk.LayerNorm(eps=eps), x, gamma, beta, dy)[2].x
     assert np.abs(dx.sum(axis=(1, 2))).max() <= 1e-11 * (1 + np.abs(dx).max())
 
 
 @given(SEEDS, SMALL, SMALL, SMALL, EPS)
 def test_2_and_4_radial_part_and_length_of_dx(seed, n, c, p, eps):
     x, gamma, beta, g, _ = draw(seed, n + 1, c, p)
-    _, statistics, grads = run(nk.BatchNorm(eps), x, gamma, beta, g)
+    _, statistics, grads = run(nk.BatchNorm(eps=eps), x, gamma, beta, g)
     v, m = statistics.var, (n + 1) * p
     s = np.sqrt(v + eps)
     x_hat = (x - statistics.mean[:, None]) / s[:, None]
@@ -70,7 +70,7 @@ def test_3_gradient_of_the_weights_before_the_norm(seed, k, c, eps):
     rng = np.random.default_rng(seed)
     a, w = rng.standard_normal((9, k)), rng.standard_normal((k, c))
     gamma, beta, g = rng.standard_normal(c), rng.standard_normal(c), rng.standard_normal((9, c))
-    _, statistics, grads = run(nk.BatchNorm(eps), a @ w, gamma, beta, g)
+    _, statistics, grads = run(nk.BatchNorm(eps=eps), a @ w, gamma, beta, g)
     v = statistics.var
     x_hat = (a @ w - statistics.mean) / np.sqrt(v + eps)
     radial = (w * (a.T @ grads.x)).sum(axis=0)
@@ -82,7 +82,7 @@ def test_5_scale_of_the_weights(seed, k, c, a):
     rng = np.random.default_rng(seed)
     u, w = rng.standard_normal((9, k)), rng.standard_normal((k, c))
     gamma, beta, g = rng.standard_normal(c), rng.standard_normal(c), rng.standard_normal((9, c))
-    y, _, grads = run(nk.BatchNorm(1e-3), u @ w, gamma, beta, g)
+    y, _, grads = run(nk.BatchNorm(eps=1e-3), u @ w, gamma, beta, g)
     scaled, _, scaled_grads = run(nk.BatchNorm(a * a * 1e-3), u @ (a * w), gamma, beta, g)
     close(scaled, y)
     close(u.T @ scaled_grads.x, u.T @ grads.x / a)
@@ -94,7 +94,7 @@ def test_5_scale_of_the_weights(seed, k, c, a):
 @given(SEEDS, SMALL, SMALL, SMALL)
 def test_6_undo_and_idempotence(seed, n, c, p):
     x, _, _, _, _ = draw(seed, n + 1, c, p)
-    norm = nk.BatchNorm(1e-5)
+    norm = nk.BatchNorm(eps=1e-5)
     statistics = norm.moments(x)
     y, _ = norm.forward(x, np.sqrt(statistics.var + 1e-5), statistics.mean)
     close(y, x)

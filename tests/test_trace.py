@@ -75,7 +75,7 @@ def test_every_step_and_gradient(shape, axis, eps, dtype):
     rng = cases.seed_of(shape, eps)
     x, dy = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
     gamma, beta = (rng.standard_normal(3).astype(dtype) for _ in range(2))
-    trace = nk.BatchNorm(eps).trace(x, gamma, beta, dy, axis=axis)
+    trace = nk.BatchNorm(eps=eps).trace(x, gamma, beta, dy, axis=axis)
     wide = [np.asarray(a, np.longdouble) for a in (x, gamma, beta, dy)]
     want = chain(flat(wide[0], shape, axis), wide[1], wide[2], flat(wide[3], shape, axis), eps)
     for name in NAMES:
@@ -121,7 +121,7 @@ def test_gradients_are_those_of_the_steps():
     rng = cases.seed_of("nudge")
     x, dy = rng.standard_normal((2, 6, 3))
     gamma, beta = rng.standard_normal((2, 3))
-    trace = nk.BatchNorm(1e-3).trace(x, gamma, beta, dy)
+    trace = nk.BatchNorm(eps=1e-3).trace(x, gamma, beta, dy)
     h = 1e-6
 
     def loss(inverse=0.0, var=0.0, mean=0.0):

@@ -37,6 +37,8 @@ def _float_array(values: Any, name: str) -> Array:
             expected="a plain array",
             remedy="Pass x.filled(0) with mask=~numpy.ma.getmaskarray(x).",
         )
+    if isinstance(values, np.ndarray):
+        values = well_formed(values)
     if dtype_name(values) not in FLOATS:
         raise DTypeError(
             f"{name} has a dtype that cannot be normalized",
@@ -44,7 +46,7 @@ def _float_array(values: Any, name: str) -> Array:
             expected=", ".join(FLOATS),
             remedy=f"Convert it first, for instance {name}.astype('float32').",
         )
-    return well_formed(values) if isinstance(values, np.ndarray) else values
+    return values
 
 
 def make_call(
@@ -114,7 +116,7 @@ def like(x: Array, values: Any, name: str) -> Array:
             f"{name} does not fit x",
             received=f"{name} of shape {tuple(values.shape)} with x of shape {tuple(x.shape)}",
             expected=f"{tuple(x.shape)}",
-            remedy=f"{name} is added or multiplied element by element and is not broadcast.",
+            remedy=f"{name} corresponds to x element by element and is not broadcast.",
         )
     if dtype_name(values) != dtype_name(x):
         raise DTypeError(

@@ -71,6 +71,10 @@ class GradientSums:
         beta = None if self.beta is None else self.beta + other.beta
         return GradientSums(gamma, beta, self.dz + other.dz, self.dzx + other.dzx)
 
+    def __radd__(self, other: Any) -> GradientSums:
+        """So that ``sum(parts)``, which starts from 0, works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
 
 @dataclass(slots=True, eq=False)
 class Saved:
@@ -90,6 +94,11 @@ class Saved:
     slope: Array = None
     offset: Array = None
     overwritten: bool = False
+
+    def __repr__(self) -> str:
+        source = "taken from x" if self.taken else "given"
+        shape = self.call.layout.shape
+        return f"<Saved by {self.norm} for x of shape {shape}, statistics {source}>"
 
     @property
     def statistics(self) -> Moments:

@@ -201,6 +201,7 @@ class ExponentialAverage:
     def update(self, moments: Moments) -> ExponentialAverage:
         """The average after one more batch; an empty batch changes nothing."""
         moments = moments.to_numpy()
+        _check_same_sets(np.shape(self.mean), np.shape(moments.mean))
         var = moments.population_var if self.unbiased else moments.var
         seen = np.asarray(moments.count) > 0
         return replace(
@@ -266,6 +267,16 @@ class PopulationAverage:
     def var(self) -> Any:
         """Population variance; 1 as long as nothing was seen."""
         return np.where(np.asarray(self.moments.count) > 0, self.moments.population_var, 1.0)
+
+
+def _check_same_sets(average: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    if average != batch:
+        raise ShapeError(
+            "The batch's moments do not fit the running average",
+            received=f"moments of shape {batch}",
+            expected=f"{average}",
+            remedy="Start the average with as many channels as the norm's statistics have.",
+        )
 
 
 def _start(channels: int) -> tuple[Any, Any]:

@@ -189,17 +189,17 @@ def _refuse(field: str, value: object, expected: str) -> None:
     )
 
 
-def BatchNorm(eps: float = 1e-5) -> Norm:
+def BatchNorm(*, eps: float = 1e-5) -> Norm:
     """Batch norm (Ioffe & Szegedy 2015): one channel of all samples, at all positions."""
     return Norm(eps=eps)
 
 
-def GhostBatchNorm(size: int, eps: float = 1e-5) -> Norm:
+def GhostBatchNorm(size: int, *, eps: float = 1e-5) -> Norm:
     """Batch norm over ``size`` samples at a time (Hoffer et al. 2017)."""
     return Norm(samples=size, eps=eps)
 
 
-def LayerNorm(eps: float = 1e-5) -> Norm:
+def LayerNorm(*, eps: float = 1e-5) -> Norm:
     """Layer norm of a feature map (Ba et al. 2016): everything in one sample.
 
     For a transformer's tokens, each by itself, see :func:`TokenLayerNorm`.
@@ -207,32 +207,32 @@ def LayerNorm(eps: float = 1e-5) -> Norm:
     return Norm(samples=1, channels=ALL, eps=eps)
 
 
-def TokenLayerNorm(eps: float = 1e-5) -> Norm:
+def TokenLayerNorm(*, eps: float = 1e-5) -> Norm:
     """Layer norm of tokens, usually with ``axis=-1``: the channels at one position."""
     return Norm(samples=1, channels=ALL, positions=1, eps=eps)
 
 
-def ChannelLayerNorm(eps: float = 1e-5) -> Norm:
+def ChannelLayerNorm(*, eps: float = 1e-5) -> Norm:
     """Layer norm over the channels only of a feature map: the same set as a token's."""
-    return TokenLayerNorm(eps)
+    return TokenLayerNorm(eps=eps)
 
 
-def RMSNorm(eps: float = 1e-6) -> Norm:
+def RMSNorm(*, eps: float = 1e-6) -> Norm:
     """RMS norm (Zhang & Sennrich 2019): the channels at one position, not centred."""
     return Norm(samples=1, channels=ALL, positions=1, center=False, eps=eps)
 
 
-def InstanceNorm(eps: float = 1e-5) -> Norm:
+def InstanceNorm(*, eps: float = 1e-5) -> Norm:
     """Instance norm (Ulyanov et al. 2016): one channel of one sample."""
     return Norm(samples=1, eps=eps)
 
 
-def GroupNorm(groups: int, eps: float = 1e-5) -> Norm:
+def GroupNorm(groups: int, *, eps: float = 1e-5) -> Norm:
     """Group norm (Wu & He 2018): a group of channels of one sample."""
     return Norm(samples=1, channels=Split(groups), eps=eps)
 
 
-def BatchGroupNorm(size: int, groups: int, eps: float = 1e-5) -> Norm:
+def BatchGroupNorm(size: int, groups: int, *, eps: float = 1e-5) -> Norm:
     """A group of channels of ``size`` samples (Summers & Dinneen 2020; Zhou et al. 2020)."""
     return Norm(samples=size, channels=Split(groups), eps=eps)
 

@@ -54,8 +54,9 @@ class _Lease:
 
     def __del__(self) -> None:
         # The module's names may be gone when the interpreter shuts down.
-        if _free is not None and cache_size is not None:
-            _give_back(self.block)
+        block = getattr(self, "block", None)
+        if block is not None and _free is not None and cache_size is not None:
+            _give_back(block)
 
 
 def _give_back(block: np.ndarray) -> None:
@@ -106,13 +107,19 @@ def buffer(nbytes: int) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def dense_strides(shape: tuple[int, ...], like: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides, in elements, of a dense array whose axes lie in memory in the order of ``like``."""
+    """Strides, in elements, of a dense array whose axes lie in memory in the order of ``like``.
+
+    These are ``like`` itself if it is dense: libraries read the memory format off the strides of
+    axes of length 1, too.
+    """
     order = sorted(range(len(shape)), key=lambda a: (-abs(like[a]) if shape[a] > 1 else 0, a))
     strides = [1] * len(shape)
     step = 1
     for axis in reversed(order):
         strides[axis] = step
         step *= max(shape[axis], 1)
+    if all(s == 1 or a == b for s, a, b in zip(shape, strides, like, strict=True)):
+        return like
     return tuple(strides)
 
 

@@ -76,7 +76,8 @@ def explain(call: Call) -> str:
     """The choice in words."""
     if not isinstance(call.x, np.ndarray):
         library = namespace_of(call.x).__name__.split(".")[-1]
-        return f"portable ({library}): compiled kernels read NumPy arrays; x is of {library}"
+        hint = "; normkit.torch runs CPU tensors on the compiled ones" if library == "torch" else ""
+        return f"portable ({library}): compiled kernels read NumPy arrays, x is of {library}{hint}"
     reason = compiled_refusal(call)
     if reason is None:
         return (

@@ -32,6 +32,8 @@ def warm_up(
     Raises:
         OptionError: an unknown dtype or activation.
     """
+    dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
+    activations = (activations,) if isinstance(activations, str) else activations
     for dtype in dtypes:
         if dtype not in _DTYPES:
             raise OptionError(

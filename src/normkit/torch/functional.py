@@ -30,7 +30,12 @@ def _compiled() -> Any:
 
 def is_plain_cpu(x: torch.Tensor) -> bool:
     """Whether x lies in this machine's memory as an ordinary strided tensor."""
-    return type(x) in _PLAIN and x.device.type == "cpu" and x.layout is torch.strided
+    return (
+        type(x) in _PLAIN
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.is_neg()
+    )
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)

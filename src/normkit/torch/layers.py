@@ -57,7 +57,7 @@ class _OnKernels(nn.modules.batchnorm._BatchNorm):
         odd = input.dim() < 2 or input.size(1) != self.num_features
         if odd or input.numel() <= input.size(1):
             return super().forward(input)
-        norm = _norm(self.eps)
+        norm = _norm(eps=self.eps)
         if not is_plain_cpu(input) or is_small(norm, input):
             return super().forward(input)
         self._check_input_dim(input)

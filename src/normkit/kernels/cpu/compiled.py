@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 import threading
 import time
@@ -59,6 +60,14 @@ def _announce_later() -> threading.Timer:
     return timer
 
 
+def _compile(kernel: Any, signature: tuple[Any, ...]) -> Callable[..., Any]:
+    try:
+        return kernel.compile(signature)
+    except (pickle.UnpicklingError, EOFError, AttributeError, ImportError):
+        kernel._cache.flush()  # a damaged file in the cache: forget it and compile anew
+        return kernel.compile(signature)
+
+
 @lru_cache(maxsize=4096)
 def entry_point(
     path: str, name: str, dtype: str, activation: str | None, residual: bool, crossed: bool
@@ -73,7 +82,7 @@ def entry_point(
         try:
             forward, backward = _MODULES[path]
             kernel = getattr(forward if hasattr(forward, name) else backward, name)
-            compiled: Callable[..., Any] = kernel.compile((variant, *_SIGNATURES[name]))
+            compiled = _compile(kernel, (variant, *_SIGNATURES[name]))
         finally:
             timer.cancel()
         _log.debug("%s.%s %s: %.2f s", path, name, variant.name, time.perf_counter() - start)
