@@ -83,11 +83,11 @@ def test_5_scale_of_the_weights(seed, k, c, a):
     u, w = rng.standard_normal((9, k)), rng.standard_normal((k, c))
     gamma, beta, g = rng.standard_normal(c), rng.standard_normal(c), rng.standard_normal((9, c))
     y, _, grads = run(nk.BatchNorm(eps=1e-3), u @ w, gamma, beta, g)
-    scaled, _, scaled_grads = run(nk.BatchNorm(a * a * 1e-3), u @ (a * w), gamma, beta, g)
+    scaled, _, scaled_grads = run(nk.BatchNorm(eps=a * a * 1e-3), u @ (a * w), gamma, beta, g)
     close(scaled, y)
     close(u.T @ scaled_grads.x, u.T @ grads.x / a)
     close(scaled_grads.x @ (a * w).T, grads.x @ w.T)
-    flipped = run(nk.BatchNorm(a * a * 1e-3), u @ (-a * w), gamma, beta, g)[0]
+    flipped = run(nk.BatchNorm(eps=a * a * 1e-3), u @ (-a * w), gamma, beta, g)[0]
     close(flipped, 2 * beta - y)
 
 

@@ -121,7 +121,7 @@ def normalize(
             expected="torch.Tensor",
             remedy="NumPy arrays go to norm.forward(x).",
         )
-    if statistics is None and native.is_small(norm, x):
+    if statistics is None and native.is_small(norm, x, axis):
         y = native.normalize(norm, x, weight, bias, axis, residual, activation)
         if y is not None:
             return y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from normkit.errors import OptionError
 from normkit.layout import ALL, Split
 from normkit.norms import Norm
 
-#: Elements up to which PyTorch's own operators are at least as quick (measured on two cores): its
-#: batch norm walks memory poorly, its other norms and all its 16-bit ones only suffer from size.
-_BATCH, _OTHERS = 1 << 17, 1 << 19
+#: Bytes of x up to which PyTorch's own operators are at least as quick, measured on two cores with
+#: 32 MB of last-level cache. Its channels-last batch norm, and its group norm of small planes, are
+#: good while x stays in that cache; its channels-first batch norm is slow from early on.
+_BATCH, _BATCH_COLUMNS, _SMALL_PLANES, _OTHERS = 1 << 20, 28 << 20, 28 << 20, 2 << 20
+_PLANE = 64
 _forced: int | None = None
 
 _ACTIVATIONS: dict[str | None, Callable[[Any], Any]] = {
@@ -51,61 +54,92 @@ def use_native_up_to(elements: int | None) -> None:
     _forced = elements
 
 
-def is_small(norm: Norm, x: torch.Tensor) -> bool:
+def is_small(norm: Norm, x: torch.Tensor, axis: int = 1) -> bool:
     """Whether x is not empty and so small that PyTorch's own operators are as quick."""
-    limit = _forced
-    if limit is None:
-        wide = x.dtype in (torch.float32, torch.float64)
-        limit = _BATCH if norm.channels == 1 and wide else _OTHERS
-    return 0 < x.numel() <= limit
+    count = x.numel()
+    if _forced is not None:
+        return 0 < count <= _forced
+    size = count * x.element_size()
+    return 0 < size <= _OTHERS or (0 < size <= _SMALL_PLANES and size <= _limit(norm, x, axis))
+
+
+def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
+    if norm.samples == ALL and norm.channels == 1:
+        columns = x.dim() == 2 or (axis == 1 and x.stride(1) == 1)
+        return _BATCH_COLUMNS if columns else _BATCH
+    if isinstance(norm.channels, Split) and x.dim() > 2 and x[0, 0].numel() <= _PLANE:
+        return _SMALL_PLANES
+    return _OTHERS
 
 
 def normalize(
     norm: Norm, x: Any, weight: Any, bias: Any, axis: int, residual: Any, activation: str | None
 ) -> torch.Tensor | None:
     """The same result by PyTorch's operators; None where they have no such norm."""
-    if activation not in _ACTIVATIONS or not x.is_floating_point() or not 2 <= x.dim() <= 5:
+    if type(axis) is not int:
         return None
-    narrow = x.dtype in (torch.float16, torch.bfloat16)
-    if narrow and (residual is not None or activation is not None):
-        return None  # PyTorch would round between the steps
-    if isinstance(axis, bool):
+    operator = _operator(norm, x.dim(), axis)
+    if operator is None or activation not in _ACTIVATIONS:
         return None
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         return None
-    channel = (x.shape[axis],) if -x.dim() <= axis < x.dim() else None
-    if any(p is not None and (tuple(p.shape) != channel or p.dtype != x.dtype)
-           for p in (weight, bias)):  # fmt: skip
+    dtype = x.dtype
+    for parameter in (weight, bias):
+        if parameter is not None and (
+            parameter.dim() != 1 or parameter.shape[0] != x.shape[axis] or parameter.dtype != dtype
+        ):
+            return None
+    if dtype is torch.float16 or dtype is torch.bfloat16:
+        if residual is not None or activation is not None:
+            return None  # PyTorch would round between the steps
+        if norm.samples == ALL:
+            # With parameters as narrow as x, it takes a batch's statistics in that precision.
+            weight = None if weight is None else weight.float()
+            bias = None if bias is None else bias.float()
+    elif dtype is not torch.float32 and dtype is not torch.float64:
         return None
-    if narrow:  # with parameters as narrow as x, PyTorch takes statistics in that precision
-        weight, bias = (None if p is None else p.float() for p in (weight, bias))
-    z = _plain(norm, x, weight, bias, axis % x.dim())
-    if z is None:
-        return None
+    z = operator(x, weight, bias)
+    if z is None or (residual is None and activation is None):
+        return z
     return _ACTIVATIONS[activation](z if residual is None else z + residual)
 
 
-def _plain(norm: Norm, x: Any, weight: Any, bias: Any, axis: int) -> torch.Tensor | None:
+@lru_cache(maxsize=256)
+def _operator(norm: Norm, rank: int, axis: int) -> Callable[[Any, Any, Any], Any] | None:
+    """PyTorch's operator for a norm; it returns None for what it would refuse or misread."""
+    if not (2 <= rank <= 5 and -rank <= axis < rank):
+        return None
     if not norm.scale or norm.eps == 0:  # PyTorch refuses an eps of 0
         return None
-    last = axis == x.dim() - 1
-    tokens = norm.samples == 1 and norm.channels == ALL and last
-    if tokens and (norm.positions == 1 or x.dim() == 2):
+    eps, axis = norm.eps, axis % rank
+    tokens = norm.samples == 1 and norm.channels == ALL and axis == rank - 1
+    if tokens and (norm.positions == 1 or rank == 2):
         if norm.center:
-            return F.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-        return None if bias is not None else F.rms_norm(x, x.shape[-1:], weight, norm.eps)
+            return lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, eps)
+        return lambda x, w, b: None if b is not None else F.rms_norm(x, x.shape[-1:], w, eps)
     if axis != 1 or not norm.center or norm.positions == 1:
         return None
-    per_channel = x.numel() // x.shape[1]
-    if norm.samples == ALL and norm.channels == 1 and per_channel > 1:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, norm.eps)
+    if norm.samples == ALL and norm.channels == 1:
+        return lambda x, w, b: (
+            F.batch_norm(x, None, None, w, b, True, 0.0, eps) if x.numel() > x.shape[1] else None
+        )
     if norm.samples != 1:
         return None
-    if norm.channels == 1 and x.dim() > 2 and per_channel > x.shape[0]:
-        return F.instance_norm(x, weight=weight, bias=bias, eps=norm.eps)
-    groups = 1 if norm.channels == ALL else None
-    if isinstance(norm.channels, Split):
-        groups = norm.channels.parts
-    if groups is None or x.shape[1] % groups or x[0].numel() == groups:
-        return None
-    return F.group_norm(x, groups, weight, bias, norm.eps)
+    if norm.channels == 1:
+        return lambda x, w, b: (
+            F.instance_norm(x, weight=w, bias=b, eps=eps)
+            if x.numel() > x.shape[0] * x.shape[1]
+            else None
+        )
+    return _group_operator(1 if norm.channels == ALL else norm.channels, eps)
+
+
+def _group_operator(channels: Any, eps: float) -> Callable[[Any, Any, Any], Any] | None:
+    groups = channels.parts if isinstance(channels, Split) else channels
+    if channels != 1 and not isinstance(channels, Split):
+        return None  # so many channels a set: PyTorch counts in groups
+    return lambda x, w, b: (
+        F.group_norm(x, groups, w, b, eps)
+        if x.shape[1] % groups == 0 and x.numel() > x.shape[0] * groups
+        else None
+    )
