@@ -60,12 +60,14 @@ def is_small(norm: Norm, x: torch.Tensor, axis: int = 1) -> bool:
     if _forced is not None:
         return 0 < count <= _forced
     size = count * x.element_size()
-    return 0 < size <= _OTHERS or (0 < size <= _SMALL_PLANES and size <= _limit(norm, x, axis))
+    if size <= _BATCH:  # the least of the limits
+        return size > 0
+    return size <= _limit(norm, x, axis)
 
 
 def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
     if norm.samples == ALL and norm.channels == 1:
-        columns = x.dim() == 2 or (axis == 1 and x.stride(1) == 1)
+        columns = x.dim() <= 2 or (axis == 1 and x.stride(1) == 1)
         return _BATCH_COLUMNS if columns else _BATCH
     if isinstance(norm.channels, Split) and x.dim() > 2 and x[0, 0].numel() <= _PLANE:
         return _SMALL_PLANES
