@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,11 @@ def make_call(
     lengths: Any = None,
     residual: Any = None,
     activation: str | None = None,
+    find_layout: Callable[..., Layout] = layout_of,
 ) -> Call:
     """The checked arguments of a forward."""
     x = _float_array(x, "x")
-    layout = layout_of(norm, tuple(x.shape), _axis_number(axis))
+    layout = find_layout(norm, tuple(x.shape), _axis_number(axis))
     found = find_activation(activation)
     gamma, gamma_kind = _affine(layout, x, gamma, "gamma")
     beta, beta_kind = _affine(layout, x, beta, "beta")

@@ -67,17 +67,19 @@ class Renorm:
     Args:
         mean, var: running statistics, shaped as the norm's statistics.
         r_max: r is clipped to [1 / r_max, r_max]; 1 makes it plain batch norm.
-        d_max: d is clipped to [-d_max, d_max].
+        d_max: d is clipped to [-d_max, d_max]. Numbers, or scalar arrays where a tracer needs them.
     """
 
     mean: Any
     var: Any
-    r_max: float = 1.0
-    d_max: float = 0.0
+    r_max: Any = 1.0
+    d_max: Any = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("r_max", 1.0), ("d_max", 0.0)):
             value = getattr(self, name)
+            if hasattr(value, "dtype"):
+                continue  # an array, whose value may not be known yet
             if not isinstance(value, (int, float)) or not value >= least:
                 raise OptionError(
                     f"Renorm cannot clip with this {name}",

@@ -10,6 +10,7 @@ taken from x and not through given ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,7 @@ def _slope(backend: Backend, call: Call, count: Any, m2: Array) -> Array:
 # --- forward --------------------------------------------------------------------------------------
 
 
+@quiet
 def forward(
     norm: Any, x: Any, gamma: Any, beta: Any, axis: int, mask: Any, lengths: Any, residual: Any,
     activation: str | None, statistics: Any, renorm: Any, out: Any,
@@ -187,11 +189,14 @@ def forward(
     return run_forward(norm, call, registry.backend_for(call), statistics, renorm, out)
 
 
-@quiet
 def run_forward(
-    norm: Any, call: Call, backend: Backend, statistics: Any, renorm: Any, out: Any
-) -> tuple[Array, Saved]:
-    """Forward of a checked call on a chosen backend."""
+    norm: Any, call: Call, backend: Backend, statistics: Any, renorm: Any, out: Any = None,
+    reduce: Callable[[Moments], Moments] | None = None,
+) -> tuple[Array, Saved]:  # fmt: skip
+    """Forward of a checked call on a chosen backend.
+
+    ``reduce`` makes of this part's moments those of the whole, for instance of all ranks.
+    """
     if statistics is not None:
         if renorm is not None:
             raise OptionError(
@@ -204,25 +209,33 @@ def run_forward(
         var = m2 / (count + (count < 1))
         slope = inverse_std(var, call.eps) if call.scale else backend.namespace().ones_like(var)
         return _apply(norm, call, backend, count, mean, m2, slope, None, False, out)
-    if renorm is not None:
-        mean, m2 = backend.moments(call)
-        return _renormalize(norm, call, backend, backend.counts(call), mean, m2, renorm, out)
+    if renorm is not None or reduce is not None:
+        count, mean, m2 = backend.counts(call), *backend.moments(call)
+        if reduce is not None:
+            whole = reduce(_public(backend, call, count, mean, m2))
+            count, mean, m2 = _given(backend, call, whole)
+        return _apply_taken(norm, call, backend, count, mean, m2, renorm, out)
     y, mean, m2 = backend.normalize(call, out)
     saved = Saved(norm, call, backend, backend.counts(call), mean, m2)
     saved.overwritten = _overwritten(call, out)
     return y, saved
 
 
-def _renormalize(
-    norm: Any,
-    call: Call,
-    backend: Backend,
-    count: Any,
-    mean: Array,
-    m2: Array,
-    renorm: Any,
+def _apply_taken(
+    norm: Any, call: Call, backend: Backend, count: Any, mean: Array, m2: Array, renorm: Any,
     out: Any,
-) -> tuple[Array, Saved]:
+) -> tuple[Array, Saved]:  # fmt: skip
+    """The second half of forward with statistics that were taken from x and its like."""
+    slope = _slope(backend, call, count, m2)
+    if renorm is None:
+        return _apply(norm, call, backend, count, mean, m2, slope, None, True, out)
+    r, d = _renorm_factors(norm, call, backend, count, mean, m2, renorm)
+    return _apply(norm, call, backend, count, mean, m2, slope * r, d, True, out)
+
+
+def _renorm_factors(
+    norm: Any, call: Call, backend: Backend, count: Any, mean: Array, m2: Array, renorm: Any
+) -> tuple[Array, Array]:
     if not isinstance(renorm, Renorm) or not (call.center and call.scale):
         raise DTypeError(
             "Cannot renormalize",
@@ -238,10 +251,9 @@ def _renormalize(
         renorm.d_max,
     )
     safe = count + (count < 1)
-    r, d = reference.factors(xp, mean, m2 / safe, call.eps)
-    slope = _slope(backend, call, count, m2)
-    d = xp.where(_array(xp, count, d) < 1, xp.zeros_like(d), d)  # an empty set's x_hat is 0
-    return _apply(norm, call, backend, count, mean, m2, slope * r, d, True, out)
+    mean, var = backend.constant(mean), backend.constant(m2 / safe)
+    r, d = reference.factors(xp, mean, var, call.eps)
+    return r, xp.where(_array(xp, count, d) < 1, xp.zeros_like(d), d)  # an empty set's x_hat is 0
 
 
 def _apply(
@@ -260,6 +272,7 @@ def _overwritten(call: Call, out: Any) -> bool:
     return out is not None and any(checks.may_overlap(out, array) for array in inputs)
 
 
+@quiet
 def moments(norm: Any, x: Any, axis: int, mask: Any, lengths: Any) -> Moments:
     """See :meth:`normkit.Norm.moments`."""
     call = checks.make_call(norm, x, axis=axis, mask=mask, lengths=lengths)
@@ -284,10 +297,7 @@ def apply(
             remedy="Take them with norm.moments(x), or pass statistics= to forward().",
         )
     count, mean, m2 = _given(backend, call, statistics)
-    if renorm is not None:
-        return _renormalize(norm, call, backend, count, mean, m2, renorm, out)
-    slope = _slope(backend, call, count, m2)
-    return _apply(norm, call, backend, count, mean, m2, slope, None, True, out)
+    return _apply_taken(norm, call, backend, count, mean, m2, renorm, out)
 
 
 # --- backward -------------------------------------------------------------------------------------
@@ -318,6 +328,7 @@ def _check_backward(norm: Any, dy: Any, saved: Any) -> Array:
     return checks.like(saved.call.x, dy, "dy")
 
 
+@quiet
 def backward(norm: Any, dy: Any, saved: Any) -> Gradients:
     """See :meth:`normkit.Norm.backward`."""
     dy = _check_backward(norm, dy, saved)
@@ -328,6 +339,7 @@ def backward(norm: Any, dy: Any, saved: Any) -> Gradients:
     return _gradient_apply(saved, dy, _gradient_sums(saved, dy))
 
 
+@quiet
 def gradient_sums(norm: Any, dy: Any, saved: Any) -> GradientSums:
     """See :meth:`normkit.Norm.gradient_sums`."""
     dy = _check_backward(norm, dy, saved)
@@ -354,6 +366,7 @@ def _gradient_sums(saved: Saved, dy: Array) -> GradientSums:
     )
 
 
+@quiet
 def gradient_apply(norm: Any, dy: Any, saved: Any, sums: Any) -> Gradients:
     """See :meth:`normkit.Norm.gradient_apply`."""
     dy = _check_backward(norm, dy, saved)
@@ -367,7 +380,6 @@ def gradient_apply(norm: Any, dy: Any, saved: Any, sums: Any) -> Gradients:
     return _gradient_apply(saved, dy, sums)
 
 
-@quiet
 def _gradient_apply(saved: Saved, dy: Array, sums: GradientSums) -> Gradients:
     call, backend = saved.call, saved.backend
     slope, offset = _line(saved)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 __all__ = [
     "DTypeError",
+    "NonFiniteError",
     "NormError",
     "NotNormalizableError",
     "OptionError",
     "SavedError",
     "ShapeError",
+    "SyncError",
 ]
 
 
@@ -60,3 +62,11 @@ class DTypeError(_ExplainedError, TypeError):
 
 class NotNormalizableError(_ExplainedError, TypeError):
     """The object is no array of a library that follows the array API standard."""
+
+
+class NonFiniteError(_ExplainedError, FloatingPointError):
+    """A batch holds NaN or infinity where the user asked to be told."""
+
+
+class SyncError(_ExplainedError, RuntimeError):
+    """Ranks that should have taken statistics together did not."""

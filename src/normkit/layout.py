@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Protocol
 
 from normkit.errors import NormError, OptionError, ShapeError
 
-__all__ = ["ALL", "Layout", "Split", "layout_of"]
+__all__ = ["ALL", "Layout", "Split", "layout_of", "make_layout"]
 
 ALL = "all"
 
@@ -69,42 +69,42 @@ class Layout:
 
     # --- which axis is what ---------------------------------------------------------------------
 
-    @cached_property
+    @property
     def samples_axis(self) -> int:
         return 1 if self.axis == 0 else 0
 
-    @cached_property
+    @property
     def position_axes(self) -> tuple[int, ...]:
         rest = range(len(self.shape))
         return tuple(a for a in rest if a not in (self.axis, self.samples_axis))
 
-    @cached_property
+    @property
     def n(self) -> int:
         return self.shape[self.samples_axis]
 
-    @cached_property
+    @property
     def c(self) -> int:
         return self.shape[self.axis]
 
-    @cached_property
+    @property
     def positions(self) -> tuple[int, ...]:
         return tuple(self.shape[a] for a in self.position_axes)
 
-    @cached_property
+    @property
     def l(self) -> int:  # noqa: E743 - the design's letter
         return math.prod(self.positions)
 
-    @cached_property
+    @property
     def cube_axes(self) -> tuple[int, ...]:
         """Axes in the cube's order."""
         return (self.samples_axis, self.axis, *self.position_axes)
 
-    @cached_property
+    @property
     def element_shape(self) -> tuple[int, ...]:
         """Shape of an element-wise gamma: the input's without the samples axis."""
         return tuple(s for a, s in enumerate(self.shape) if a != self.samples_axis)
 
-    @cached_property
+    @property
     def element_axis(self) -> int:
         """The channel axis of an element-wise gamma."""
         return self.axis - 1 if self.axis > self.samples_axis else self.axis
@@ -136,25 +136,25 @@ class Layout:
 
     # --- sets -----------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def sample_sets(self) -> int:
         return 1 if self.all_samples else -(-self.n // self.set_samples)
 
-    @cached_property
+    @property
     def channel_sets(self) -> int:
         return self.c // self.set_channels
 
-    @cached_property
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Sets along samples, channels, positions."""
         return (self.sample_sets, self.channel_sets, 1 if self.whole_positions else self.l)
 
-    @cached_property
+    @property
     def set_size(self) -> int:
         """Elements in a full set."""
         return self.set_samples * self.set_channels * (self.l if self.whole_positions else 1)
 
-    @cached_property
+    @property
     def even(self) -> bool:
         """Whether all sets have the same size."""
         return self.all_samples or self.n % self.set_samples == 0
@@ -266,9 +266,8 @@ class Layout:
         return xp.permute_dims(xp.reshape(xp.sum(values, axis=0), shape), tuple(order))
 
 
-@lru_cache(maxsize=1024)
-def layout_of(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:
-    """The layout of inputs of this shape.
+def make_layout(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:
+    """The layout of inputs of this shape, whose sizes may be a tracer's symbols.
 
     Raises:
         ShapeError: not 2 to 5 dimensions, or channels that the norm cannot divide.
@@ -305,6 +304,10 @@ def layout_of(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:
     if not whole:
         kept.extend(positions)
     return Layout(shape, axis, every, set_samples, set_channels, whole, tuple(kept))
+
+
+#: The same, each made once.
+layout_of = lru_cache(maxsize=1024)(make_layout)
 
 
 def _set_channels(channels: int | str | Split, c: int) -> int:

@@ -60,6 +60,9 @@ class Backend(Protocol):
     def statistics_dtype(self, call: Call) -> Any:
         """What statistics are held in."""
 
+    def constant(self, values: Array) -> Array:
+        """The values as a constant, where the library would differentiate through them."""
+
     def counts(self, call: Call) -> Any:
         """Elements in each set: a number, or an array that broadcasts to the grid."""
 

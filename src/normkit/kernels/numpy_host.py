@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from normkit.kernels import memory
 
+_labels: dict[Any, str] = {}
 
-@lru_cache(maxsize=256)
+
 def dtype_label(dtype: Any) -> str:
     """``float32`` for NumPy's, PyTorch's or JAX's dtype of that name."""
-    return str(dtype).rsplit(".", 1)[-1]
+    # A plain dictionary, because PyTorch's compiler traces through it.
+    label = _labels.get(dtype)
+    if label is None:
+        label = _labels[dtype] = str(dtype).rsplit(".", 1)[-1]
+    return label
 
 
 class NumpyHost:

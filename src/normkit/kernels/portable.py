@@ -10,13 +10,12 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from normkit.coefficients import gradient_line, set_slope
-from normkit.kernels.call import Array, Call, quiet
+from normkit.kernels.call import Array, Call
 
 __all__ = ["ArrayOps", "PortableBackend"]
 
@@ -27,6 +26,7 @@ class ArrayOps:
 
     xp: Any
     dtype: Any  # of z
+    special: Any  # where erf and erfc are
 
     def exp(self, z: Array) -> Array:
         return self.xp.exp(z)
@@ -39,19 +39,11 @@ class ArrayOps:
         e = self.xp.exp(-self.xp.abs(z))
         return self.xp.where(z < 0, e, self.xp.ones_like(e)) / (1.0 + e)
 
-    @cached_property
-    def _special(self) -> Any:
-        # x is an array of the library, so it is imported already.
-        for library, module in _SPECIAL.items():
-            if library in self.xp.__name__:
-                return importlib.import_module(module)
-        return _MathSpecial
-
     def erf(self, z: Array) -> Array:
-        return self._special.erf(z)
+        return self.special.erf(z)
 
     def normal_cdf(self, z: Array) -> Array:
-        return 0.5 * self._special.erfc(z * -0.7071067811865476)
+        return 0.5 * self.special.erfc(z * -0.7071067811865476)
 
     def where(self, condition: Array, yes: Any, no: Any) -> Array:
         return self.xp.where(condition, self._array(yes, condition), self._array(no, condition))
@@ -67,6 +59,14 @@ class ArrayOps:
         if hasattr(value, "dtype"):
             return value
         return self.xp.full_like(like, value, dtype=self.dtype)
+
+
+def _special(xp: Any) -> Any:
+    # An array of the library exists, so it is imported already.
+    for library, module in _SPECIAL.items():
+        if library in xp.__name__:
+            return importlib.import_module(module)
+    return _MathSpecial
 
 
 _SPECIAL = {"torch": "torch.special", "jax": "jax.scipy.special", "cupy": "cupyx.scipy.special"}
@@ -86,6 +86,7 @@ class PortableBackend:
 
     def __init__(self, xp: Any) -> None:
         self.xp = xp
+        self.special = _special(xp)
         self.numpy = xp.__name__.endswith("numpy") and "jax" not in xp.__name__
 
     def namespace(self) -> Any:
@@ -94,10 +95,17 @@ class PortableBackend:
     # --- helpers --------------------------------------------------------------------------------
 
     def _ops(self, call: Call) -> ArrayOps:
-        return ArrayOps(self.xp, self._work(call.x))
+        return ArrayOps(self.xp, self._work(call.x), self.special)
 
     def statistics_dtype(self, call: Call) -> Any:
         return self._work(call.x)
+
+    def constant(self, values: Array) -> Array:
+        if "torch" in self.xp.__name__:
+            return values.detach()
+        if "jax" in self.xp.__name__:  # imported already, by whoever made the array
+            return importlib.import_module("jax.lax").stop_gradient(values)
+        return values
 
     def _work(self, x: Array) -> Any:
         wide = self.numpy or str(x.dtype).endswith("float64")
@@ -149,7 +157,6 @@ class PortableBackend:
 
     # --- forward --------------------------------------------------------------------------------
 
-    @quiet
     def moments(self, call: Call) -> tuple[Array, Array]:
         layout, xp = call.layout, self.xp
         cube = self._cube(call, call.x)
@@ -166,7 +173,6 @@ class PortableBackend:
         rest = xp.where(xp.isfinite(rest), rest, xp.zeros_like(rest))  # an infinite mean stays
         return mean + rest, xp.where(m2 < 0, xp.zeros_like(m2), m2)
 
-    @quiet
     def normalize(self, call: Call, out: Array) -> tuple[Array, Array, Array]:
         mean, m2 = self.moments(call)
         slope = set_slope(
@@ -189,7 +195,6 @@ class PortableBackend:
         z = z if beta is None else z + beta
         return z if call.residual is None else z + self._cube(call, call.residual)
 
-    @quiet
     def apply(self, call: Call, mean: Array, slope: Array, offset: Array, out: Array) -> Array:
         z = self._before_activation(call, self._x_hat(call, mean, slope, offset)[1])
         if call.activation is not None:
@@ -208,7 +213,6 @@ class PortableBackend:
         gamma = self._affine(call, call.gamma)
         return dz if gamma is None else dz * gamma
 
-    @quiet
     def backpropagate(
         self, call: Call, dy: Array, mean: Array, m2: Array
     ) -> tuple[Array, Array, Array, Array]:
@@ -224,7 +228,6 @@ class PortableBackend:
         dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
         return dx, dgamma, dbeta, dresidual
 
-    @quiet
     def gradient_sums(
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array
     ) -> tuple[Array, Array, Array, Array]:
@@ -239,7 +242,6 @@ class PortableBackend:
         weighted = self._weighted(call, dz)
         return layout.gather(xp, weighted), layout.gather(xp, weighted * apart), dgamma, dbeta
 
-    @quiet
     def gradient_apply(
         self, call: Call, dy: Array, coefficients: tuple[Array, Array, Array, Array, Array]
     ) -> tuple[Array, Array]:

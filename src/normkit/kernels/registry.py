@@ -17,7 +17,14 @@ from normkit.errors import NotNormalizableError
 from normkit.kernels.call import Backend, Call
 from normkit.kernels.portable import PortableBackend
 
-__all__ = ["backend_for", "namespace_of", "portable"]
+__all__ = ["backend_for", "know_namespace", "namespace_of", "portable"]
+
+_namespaces: dict[type, Any] = {np.ndarray: array_api_compat.numpy}
+
+
+def know_namespace(kind: type, xp: Any) -> None:
+    """Spare arrays of exactly this type the search for their library."""
+    _namespaces[kind] = xp
 
 
 def namespace_of(array: Any, name: str = "x") -> Any:
@@ -26,8 +33,9 @@ def namespace_of(array: Any, name: str = "x") -> Any:
     Raises:
         NotNormalizableError: it is no array.
     """
-    if type(array) is np.ndarray:  # spares the search
-        return array_api_compat.numpy
+    known = _namespaces.get(type(array))
+    if known is not None:
+        return known
     try:
         return array_api_compat.array_namespace(array)
     except TypeError:

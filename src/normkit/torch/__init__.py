@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 from normkit.torch import functional
-from normkit.torch.layers import BatchNorm1d, BatchNorm2d
+from normkit.torch.layers import *  # noqa: F403 - every layer is public
+from normkit.torch.layers import __all__ as _layers
 from normkit.torch.native import use_native_up_to
+from normkit.torch.options import RenormSchedule
+from normkit.torch.statistics import (
+    HeldStatistics,
+    RunningStatistics,
+    commit,
+    hold_statistics,
+    rollback,
+)
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "functional", "use_native_up_to"]
+__all__ = [
+    "HeldStatistics",
+    "RenormSchedule",
+    "RunningStatistics",
+    "commit",
+    "functional",
+    "hold_statistics",
+    "rollback",
+    "use_native_up_to",
+    *_layers,
+]

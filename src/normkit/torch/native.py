@@ -74,13 +74,39 @@ def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
     return _OTHERS
 
 
+class ConstantBatchNorm(torch.autograd.Function):
+    """PyTorch's batch norm with given statistics, without its copy of x: dx does not need it.
+
+    For a gamma that needs no gradient; the forward is PyTorch's, bit for bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, mean: Any, var: Any, eps: float) -> Any:
+        slope = torch.rsqrt(var.to(torch.promote_types(var.dtype, torch.float32)) + eps)
+        ctx.slope = slope if weight is None else slope * weight
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any) -> tuple[Any, ...]:
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            shape = (1, -1) + (1,) * (dy.dim() - 2)
+            dx = (dy * ctx.slope.view(shape)).to(dy.dtype)
+        if ctx.needs_input_grad[2]:
+            others = [axis for axis in range(dy.dim()) if axis != 1]
+            dbias = dy.sum(others, dtype=ctx.slope.dtype).to(ctx.bias_dtype)
+        return dx, None, dbias, None, None, None
+
+
 def normalize(
     norm: Norm, x: Any, weight: Any, bias: Any, axis: int, residual: Any, activation: str | None
 ) -> torch.Tensor | None:
     """The same result by PyTorch's operators; None where they have no such norm."""
     if type(axis) is not int:
         return None
-    operator = _operator(norm, x.dim(), axis)
+    find = _operator.__wrapped__ if torch.compiler.is_compiling() else _operator
+    operator = find(norm, x.dim(), axis)
     if operator is None or activation not in _ACTIVATIONS:
         return None
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):

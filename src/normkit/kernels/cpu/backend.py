@@ -62,6 +62,9 @@ class CpuBackend:
     def statistics_dtype(self, call: Call) -> Any:  # noqa: ARG002 - the protocol's signature
         return np.float64
 
+    def constant(self, values: Array) -> Array:
+        return values
+
     # --- choosing the way -----------------------------------------------------------------------
 
     def refusal(self, call: Call) -> str | None:

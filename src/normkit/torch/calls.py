@@ -1,0 +1,252 @@
+"""One call of a norm on tensors, on the kernels or, under transforms, by PyTorch's operators.
+
+On the kernels a call is one node of the graph that keeps references to its inputs and a few numbers
+a set. Differentiated twice, or seen through by a transform, the same definition runs on PyTorch's
+own operators instead: :mod:`normkit.engine` with the portable backend, transparent to everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Protocol
+
+import array_api_compat.torch as portable_torch
+import numpy as np
+import torch
+
+from normkit import checks, engine
+from normkit.coefficients import Renorm
+from normkit.kernels import registry
+from normkit.kernels.call import Backend, Call
+from normkit.layout import layout_of, make_layout
+from normkit.moments import Moments
+from normkit.norms import Norm
+from normkit.torch.host import TorchHost
+from normkit.torch.transforms import is_mapped, is_transformed
+
+__all__ = ["Plan", "Reducer", "is_plain_cpu", "run", "run_by_operators"]
+
+Tensor = torch.Tensor
+for _kind in (torch.Tensor, torch.nn.Parameter):
+    registry.know_namespace(_kind, portable_torch)
+
+
+class Reducer(Protocol):
+    """Makes of one rank's numbers those of all ranks."""
+
+    def moments(self, moments: Moments) -> Moments:
+        """Of the union, differentiable where the given tensors are."""
+
+    def sums(self, dz: Tensor, dzx: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over all ranks of two tensors shaped as the statistics."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """What a call does, beside the tensors that gradients flow to."""
+
+    norm: Norm
+    axis: int = 1
+    activation: str | None = None
+    mask: Tensor | None = None
+    lengths: Tensor | None = None
+    statistics: tuple[Tensor, Tensor] | None = None  # mean and variance to use as they are
+    renorm: Renorm | None = None
+    reducer: Reducer | None = None
+
+    def call(self, x: Any, gamma: Any, beta: Any, residual: Any, transparent: bool) -> Call:
+        """The checked call."""
+        return checks.make_call(
+            self.norm, x, gamma, beta, self.axis, self.mask, self.lengths, residual,
+            self.activation, make_layout if transparent else layout_of,
+        )  # fmt: skip
+
+
+def run(
+    plan: Plan, x: Tensor, gamma: Any = None, beta: Any = None, residual: Any = None
+) -> tuple[Tensor, Moments]:
+    """y, and the moments (tensors without gradients) that it was normalized with."""
+    if is_transformed():
+        return run_by_operators(plan, x, gamma, beta, residual)
+    box: list[Moments] = []
+    y = _Node.apply(x, gamma, beta, residual, plan, box)
+    return y, box[0]
+
+
+# --- by PyTorch's operators -----------------------------------------------------------------------
+
+
+def run_by_operators(
+    plan: Plan, x: Tensor, gamma: Any, beta: Any, residual: Any
+) -> tuple[Tensor, Moments]:
+    """The same through PyTorch's operators, which every transform sees through."""
+    call = plan.call(x, gamma, beta, residual, transparent=True)
+    reduce = None if plan.reducer is None else plan.reducer.moments
+    y, saved = engine.run_forward(
+        plan.norm, call, _PORTABLE, plan.statistics, plan.renorm, None, reduce
+    )
+    moments = saved.statistics
+    count = moments.count
+    if isinstance(count, Tensor):
+        count = count.detach()
+    y = _in_format_of(x, y)
+    return y, Moments(count, moments.mean.detach(), moments.m2.detach())
+
+
+def _in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """y in x's memory format, where that is one of the channels-last ones."""
+    if x.dim() not in (4, 5) or is_mapped() or not isinstance(x, Tensor):
+        return y
+    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+    if x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return y
+    return y.contiguous(memory_format=last)
+
+
+_PORTABLE = registry.portable(portable_torch)
+
+
+# --- on the kernels -------------------------------------------------------------------------------
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain_cpu(x: Tensor) -> bool:
+    """Whether x lies in this machine's memory as an ordinary strided tensor."""
+    return (
+        type(x) in _PLAIN
+        and x.device.type == "cpu"
+        and x.layout is torch.strided
+        and not x.is_neg()
+    )
+
+
+@cache
+def _compiled() -> Any:
+    from normkit.kernels.cpu.backend import CpuBackend
+
+    return CpuBackend(TorchHost())
+
+
+def _backend(call: Call) -> Backend:
+    if is_plain_cpu(call.x) and _compiled().refusal(call) is None:
+        return _compiled()
+    return _PORTABLE
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Statistics as the compiled kernels take them."""
+    return values.detach().to("cpu", torch.float64).numpy()
+
+
+def _tensors(moments: Moments) -> Moments:
+    """NumPy moments as tensors that share their memory."""
+    count = moments.count
+    count = torch.from_numpy(np.ascontiguousarray(count)) if np.ndim(count) else float(count)
+    return Moments(count, torch.from_numpy(moments.mean), torch.from_numpy(moments.m2))
+
+
+def _source(plan: Plan, backend: Backend) -> tuple[Any, Any, Any]:
+    """statistics=, renorm= and reduce= as the backend takes them."""
+    statistics: Any = plan.statistics
+    renorm, reducer = plan.renorm, plan.reducer
+    if backend.namespace() is not np:
+        return statistics, renorm, None if reducer is None else reducer.moments
+    if statistics is not None:
+        statistics = tuple(_numbers(values) for values in statistics)
+    if renorm is not None:
+        renorm = Renorm(
+            _numbers(renorm.mean), _numbers(renorm.var), float(renorm.r_max), float(renorm.d_max)
+        )
+    if reducer is None:
+        return statistics, renorm, None
+
+    def reduce(moments: Moments) -> Moments:
+        whole = reducer.moments(_tensors(moments))
+        count = whole.count
+        count = _numbers(count) if isinstance(count, Tensor) else count
+        return Moments(count, _numbers(whole.mean), _numbers(whole.m2))
+
+    return statistics, renorm, reduce
+
+
+class _Node(torch.autograd.Function):
+    """One node of the graph that saves references to the inputs and the statistics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, gamma: Any, beta: Any, residual: Any, plan: Plan, box: list[Any]
+    ) -> Tensor:
+        call = plan.call(x, gamma, beta, residual, transparent=False)
+        backend = _backend(call)
+        statistics, renorm, reduce = _source(plan, backend)
+        with np.errstate(all="ignore"):  # NaN and infinity in x spread as the definition says
+            y, saved = engine.run_forward(
+                plan.norm, call, backend, statistics, renorm, None, reduce
+            )
+            if backend is _PORTABLE:
+                y = _in_format_of(x, y)
+        moments = saved.statistics
+        box.append(_tensors(moments) if backend.namespace() is np else moments)
+        ctx.plan, ctx.engine_saved, ctx.has_residual = plan, saved, residual is not None
+        # dx does not depend on x where the statistics are constants and gamma needs no gradient.
+        ctx.holds_x = saved.taken or call.activation is not None or ctx.needs_input_grad[1]
+        # Tensors travel through save_for_backward, which notices changes in place.
+        ctx.save_for_backward(
+            x if ctx.holds_x else None, gamma, beta,
+            residual if call.activation is not None else None,
+        )  # fmt: skip
+        call.x = call.gamma = call.beta = call.residual = call.prepared = None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, gamma, beta, residual = ctx.saved_tensors
+        # What was not held does not matter but for its shape, which is dy's.
+        x = x if ctx.holds_x else dy
+        if ctx.has_residual and residual is None:
+            residual = dy
+        differentiate = _gradients_by_operators if torch.is_grad_enabled() else _gradients
+        gradients = differentiate(ctx, dy, x, gamma, beta, residual)
+        pairs = zip(ctx.needs_input_grad, gradients, strict=False)
+        return (*(gradient if wanted else None for wanted, gradient in pairs), None, None)
+
+
+def _gradients(
+    ctx: Any, dy: Tensor, x: Any, gamma: Any, beta: Any, residual: Any
+) -> tuple[Any, ...]:
+    saved, norm, reducer = ctx.engine_saved, ctx.plan.norm, ctx.plan.reducer
+    # A copy: several threads may walk one graph.
+    call = replace(saved.call, x=x, gamma=gamma, beta=beta, residual=residual, prepared=None)
+    saved = replace(saved, call=call)
+    if reducer is None or not saved.taken:
+        grads = engine.backward(norm, dy, saved)
+    else:
+        sums = engine.gradient_sums(norm, dy, saved)
+        dz, dzx = reducer.sums(torch.as_tensor(sums.dz), torch.as_tensor(sums.dzx))
+        if saved.backend.namespace() is np:
+            sums = replace(sums, dz=_numbers(dz), dzx=_numbers(dzx))
+        else:
+            sums = replace(sums, dz=dz, dzx=dzx)
+        grads = engine.gradient_apply(norm, dy, saved, sums)
+    return grads.x, grads.gamma, grads.beta, grads.residual
+
+
+def _gradients_by_operators(
+    ctx: Any, dy: Tensor, x: Any, gamma: Any, beta: Any, residual: Any
+) -> list[Any]:
+    """The same as differentiable operators, for derivatives of derivatives."""
+    plan = ctx.plan
+    if not ctx.holds_x:
+        x = torch.zeros_like(dy)
+    inputs = [x, gamma, beta, residual]
+    wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    with torch.enable_grad():
+        if ctx.needs_input_grad[0] and not x.requires_grad:
+            inputs[0] = wanted[0] = x.requires_grad_()
+        if ctx.has_residual and ctx.needs_input_grad[3] and not inputs[3].requires_grad:
+            inputs[3] = wanted[-1] = torch.zeros_like(dy).requires_grad_()
+        y, _ = run_by_operators(plan, *inputs)
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]

@@ -1,0 +1,147 @@
+"""Instance norm layers."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.moments import Moments
+from normkit.norms import InstanceNorm
+from normkit.torch.calls import Plan
+from normkit.torch.layers.base import is_given
+from normkit.torch.layers.running import RunningLayer
+
+Tensor = torch.Tensor
+_norm = lru_cache(maxsize=64)(InstanceNorm)
+
+
+class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
+    """torch.nn's instance norm; ``weight=`` and ``bias=`` of (N, C) in a call make it AdaIN."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepare()
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+    ) -> Tensor:
+        options = is_given(mask, lengths, weight, bias, residual, activation)
+        if not options and self._suits_torch_here(input):
+            return self._torch_forward(input)
+        self._check(input)
+        if input.dim() == self._get_no_batch_dim():
+            mask, weight, bias, residual = (
+                None if t is None else t.unsqueeze(0) for t in (mask, weight, bias, residual)
+            )
+            one = input.unsqueeze(0)
+            return self._call(one, mask, lengths, weight, bias, residual, activation).squeeze(0)
+        return self._call(input, mask, lengths, weight, bias, residual, activation)
+
+    def _suits_torch_here(self, input: Tensor) -> bool:
+        if input.dim() < 2 or (self.affine and self.num_features not in input.shape[:2]):
+            return True  # torch.nn has words for it
+        if not self._suits_torch(_norm(eps=self.eps), input):
+            return False
+        if self.training and self.statistics_frozen and self.track_running_stats:
+            return False
+        return not self._moves() or not (self.tracker.holding or self.momentum is None)
+
+    def _check(self, input: Tensor) -> None:
+        self._check_input_dim(input)
+        axis = input.dim() - self._get_no_batch_dim()
+        size = input.size(axis)
+        if size == self.num_features:
+            return
+        words = (
+            f"expected input's size at dim={axis} to match num_features ({self.num_features}), "
+            f"but got: {size}."
+        )
+        if self.affine or self.track_running_stats:
+            raise ValueError(words)
+        warnings.warn(words + " It is not used, because affine=False.", stacklevel=3)
+
+    def _call(
+        self, x: Tensor, mask: Any, lengths: Any, weight: Any, bias: Any, residual: Any,
+        activation: str | None,
+    ) -> Tensor:  # fmt: skip
+        plan_options = (1, activation, mask, lengths)
+        if self._uses_running():
+            # The same statistics for all samples: batch norm's sets.
+            state = self._state(None)
+            shape = (x.shape[0], x.shape[1])
+            given = (state.mean.expand(shape).clone(), state.var.expand(shape).clone())
+            plan = Plan(_norm(eps=self.eps), *plan_options, statistics=given)
+            return self._run(plan, x, weight, bias, residual)[0]
+        if x.numel() == x.shape[0] * x.shape[1] and x.numel() and mask is None:
+            raise ValueError(
+                f"Expected more than 1 spatial element when training, got input size "
+                f"{tuple(x.shape)}"
+            )
+        plan = Plan(_norm(eps=self.eps), *plan_options)
+        y, moments = self._run(plan, x, weight, bias, residual)
+        if self._moves() and x.numel():
+            self._record(_averaged(moments), None)
+        return y
+
+
+def _averaged(moments: Moments) -> Moments:
+    """What torch.nn tracks: the average over the samples of their means and variances."""
+    count, mean, m2 = moments.count, moments.mean, moments.m2
+    if isinstance(count, Tensor):
+        seen = (count > 0).to(mean.dtype)
+        samples = seen.sum(0).clamp(min=1)
+        var = moments.population_var * seen
+        each = count.sum(0) / samples
+        mean, var = (mean * seen).sum(0) / samples, var.sum(0) / samples
+        return Moments(each, mean, var * (each - 1).clamp(min=1))
+    return Moments(count, mean.mean(0), m2.mean(0))
+
+
+class InstanceNorm1d(InstanceLayer, nn.InstanceNorm1d):
+    """``torch.nn.InstanceNorm1d`` on normkit's kernels: (N, C, L) or (C, L) input."""
+
+
+class InstanceNorm2d(InstanceLayer, nn.InstanceNorm2d):
+    """``torch.nn.InstanceNorm2d`` on normkit's kernels: (N, C, H, W) or (C, H, W) input.
+
+    >>> import torch
+    >>> adain, content = InstanceNorm2d(3), torch.rand(2, 3, 8, 8)
+    >>> scale, shift = torch.full((2, 3), 2.0), torch.ones(2, 3)
+    >>> stylized = adain(content, weight=scale, bias=shift)
+    >>> stylized.mean((2, 3)).allclose(shift, atol=1e-5)
+    True
+    """
+
+
+class InstanceNorm3d(InstanceLayer, nn.InstanceNorm3d):
+    """``torch.nn.InstanceNorm3d`` on normkit's kernels: (N, C, D, H, W) or (C, D, H, W) input."""
+
+
+class LazyInstanceNorm1d(InstanceLayer, nn.LazyInstanceNorm1d):
+    """``torch.nn.LazyInstanceNorm1d``; becomes :class:`InstanceNorm1d` at the first input."""
+
+    cls_to_become = InstanceNorm1d
+
+
+class LazyInstanceNorm2d(InstanceLayer, nn.LazyInstanceNorm2d):
+    """``torch.nn.LazyInstanceNorm2d``; becomes :class:`InstanceNorm2d` at the first input."""
+
+    cls_to_become = InstanceNorm2d
+
+
+class LazyInstanceNorm3d(InstanceLayer, nn.LazyInstanceNorm3d):
+    """``torch.nn.LazyInstanceNorm3d``; becomes :class:`InstanceNorm3d` at the first input."""
+
+    cls_to_become = InstanceNorm3d

@@ -1,0 +1,121 @@
+"""Layers that keep running statistics: which statistics a call uses, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from normkit.errors import OptionError
+from normkit.moments import Moments
+from normkit.torch.layers.base import KernelLayer
+from normkit.torch.options import BatchOptions, check_eps, check_momentum
+from normkit.torch.statistics import RunningStatistics, Tracker, advance
+from normkit.torch.transforms import is_recomputation
+
+Tensor = torch.Tensor
+
+
+class RunningLayer(KernelLayer):
+    """Running statistics as buffers, moved by batches unless held, frozen or recomputed."""
+
+    options = BatchOptions()
+    #: Set by :func:`normkit.torch.freeze`: use the running statistics in training too.
+    statistics_frozen = False
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
+    num_elements_tracked: Tensor
+    track_running_stats: bool
+    momentum: float | None
+    eps: float
+
+    def _prepare(self) -> None:
+        check_eps(self.eps, type(self).__name__)
+        check_momentum(self.momentum)
+        self.tracker = Tracker()
+
+    def _uses_running(self) -> bool:
+        """Whether the running statistics normalize, rather than the input's own."""
+        return (not self.training or self.statistics_frozen) and self.running_mean is not None
+
+    def _moves(self) -> bool:
+        """Whether this forward's batch counts in the running statistics."""
+        return (
+            self.training
+            and self.track_running_stats
+            and not self.statistics_frozen
+            and self.running_mean is not None
+            and not is_recomputation()
+        )
+
+    # --- buffers as a value ---------------------------------------------------------------------
+
+    def _state(self, domain: int | None) -> RunningStatistics:
+        """The buffers of one domain, or of the layer; views, not copies."""
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
+        elements = getattr(self, "num_elements_tracked", None)
+        if domain is None:
+            return RunningStatistics(*buffers, elements)
+        rows: list[Any] = [None if b is None else b[domain] for b in (*buffers, elements)]
+        return RunningStatistics(*rows)
+
+    def running_statistics(self, domain: int | None = None) -> RunningStatistics:
+        """A copy of the running statistics as a value for the pure functions."""
+        state: list[Any] = [None if t is None else t.clone() for t in self._state(domain)]
+        return RunningStatistics(*state)
+
+    def _record(self, batch: Moments, domain: int | None) -> None:
+        """A batch's moments, one set a channel, go where they belong."""
+        if self.tracker.holding:
+            self.tracker.hold(-1 if domain is None else domain, batch)
+            return
+        self._advanced(batch, domain)()
+
+    def _advanced(self, batch: Moments, domain: int | None) -> Callable[[], None]:
+        """Work out the next statistics; the function returned writes them."""
+        with torch.no_grad():
+            state: Any = self._state(domain)
+            if state.batches is None:  # from before torch.nn counted them
+                state = state._replace(batches=torch.zeros((), dtype=torch.int64))
+            options = self.options
+            new = advance(state, batch, options.running, self.momentum, options.on_nonfinite)
+        return partial(_write, state, new)
+
+    def pending_steps(self) -> list[Callable[[], None]]:
+        """What a commit has to do."""
+        pending = self.tracker.pending.items()
+        return [self._advanced(batch, None if d < 0 else d) for d, batch in pending]
+
+    # --- domains --------------------------------------------------------------------------------
+
+    def _check_domain(self, domain: Any) -> None:
+        domains = self.options.domains
+        if domains is None:
+            if domain is not None:
+                raise OptionError(
+                    "domain= was given to a layer without domains",
+                    received=f"domain={domain!r}",
+                    expected="no domain",
+                    remedy="Make the layer with domains=, the number of domains.",
+                )
+            return
+        if isinstance(domain, int) and 0 <= domain < domains:
+            return
+        whole = isinstance(domain, Tensor) and not domain.is_floating_point()
+        if not whole or not bool(((domain >= 0) & (domain < domains)).all()):
+            raise OptionError(
+                "No such domain",
+                received=f"domain={domain!r}",
+                expected=f"0 to {domains - 1}, one number or a tensor with one for each sample",
+                remedy="A layer made with domains= needs domain= in every call.",
+            )
+
+
+def _write(state: RunningStatistics, new: RunningStatistics) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(state, new, strict=True):
+            if buffer is not None and value is not None and value is not buffer:
+                buffer.copy_(value)

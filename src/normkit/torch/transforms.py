@@ -1,0 +1,40 @@
+"""Whether PyTorch is looking through a call: tracing, mapping or differentiating it by operators.
+
+The compiled kernels are opaque to these; :mod:`normkit.torch.calls` then computes the same by
+PyTorch's own operators. The only home of PyTorch's private names for its modes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["is_mapped", "is_recomputation", "is_transformed"]
+
+_functorch_level = torch._C._functorch.maybe_current_level
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_graph_task = torch._C._current_graph_task_id
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile, torch.export, torch.func, forward AD or a dispatch mode is at work."""
+    return (
+        torch.compiler.is_compiling()
+        or is_mapped()
+        or forward_ad._current_level >= 0
+        or _dispatch_modes() > 0
+        or torch._C._is_tracing()
+    )
+
+
+def is_mapped() -> bool:
+    """Whether torch.func looks through, where a tensor's memory format cannot be asked for."""
+    return _functorch_level() is not None
+
+
+def is_recomputation() -> bool:
+    """Whether this forward runs inside a backward pass, as activation checkpointing does it.
+
+    Such a forward sees a batch for the second time and must not count it again.
+    """
+    return not torch.compiler.is_compiling() and _graph_task() != -1
