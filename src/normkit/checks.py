@@ -60,12 +60,13 @@ def make_call(
     lengths: Any = None,
     residual: Any = None,
     activation: str | None = None,
+    input_activation: str | None = None,
     find_layout: Callable[..., Layout] = layout_of,
 ) -> Call:
     """The checked arguments of a forward."""
     x = _float_array(x, "x")
     layout = find_layout(norm, tuple(x.shape), _axis_number(axis))
-    found = find_activation(activation)
+    found, found_first = find_activation(activation), find_activation(input_activation)
     gamma, gamma_kind = _affine(layout, x, gamma, "gamma")
     beta, beta_kind = _affine(layout, x, beta, "beta")
     if residual is not None:
@@ -75,6 +76,7 @@ def make_call(
     return Call(
         layout, float(norm.eps), norm.center, norm.scale, x, gamma, beta,
         _wider(gamma_kind, beta_kind), mask, residual, found,
+        found_first,
     )  # fmt: skip
 
 

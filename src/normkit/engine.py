@@ -181,10 +181,12 @@ def _slope(backend: Backend, call: Call, count: Any, m2: Array) -> Array:
 @quiet
 def forward(
     norm: Any, x: Any, gamma: Any, beta: Any, axis: int, mask: Any, lengths: Any, residual: Any,
-    activation: str | None, statistics: Any, renorm: Any, out: Any,
+    activation: str | None, statistics: Any, renorm: Any, out: Any, input_activation: str | None,
 ) -> tuple[Array, Saved]:  # fmt: skip
     """See :meth:`normkit.Norm.forward`."""
-    call = checks.make_call(norm, x, gamma, beta, axis, mask, lengths, residual, activation)
+    call = checks.make_call(
+        norm, x, gamma, beta, axis, mask, lengths, residual, activation, input_activation
+    )
     checks.check_out(call.x, out)
     return run_forward(norm, call, registry.backend_for(call), statistics, renorm, out)
 
@@ -273,9 +275,13 @@ def _overwritten(call: Call, out: Any) -> bool:
 
 
 @quiet
-def moments(norm: Any, x: Any, axis: int, mask: Any, lengths: Any) -> Moments:
+def moments(
+    norm: Any, x: Any, axis: int, mask: Any, lengths: Any, input_activation: str | None
+) -> Moments:
     """See :meth:`normkit.Norm.moments`."""
-    call = checks.make_call(norm, x, axis=axis, mask=mask, lengths=lengths)
+    call = checks.make_call(
+        norm, x, axis=axis, mask=mask, lengths=lengths, input_activation=input_activation
+    )
     backend = registry.backend_for(call)
     return _public(backend, call, backend.counts(call), *backend.moments(call))
 
@@ -283,10 +289,12 @@ def moments(norm: Any, x: Any, axis: int, mask: Any, lengths: Any) -> Moments:
 @quiet
 def apply(
     norm: Any, x: Any, statistics: Any, gamma: Any, beta: Any, axis: int, mask: Any, lengths: Any,
-    residual: Any, activation: str | None, renorm: Any, out: Any,
+    residual: Any, activation: str | None, renorm: Any, out: Any, input_activation: str | None,
 ) -> tuple[Array, Saved]:  # fmt: skip
     """See :meth:`normkit.Norm.apply`."""
-    call = checks.make_call(norm, x, gamma, beta, axis, mask, lengths, residual, activation)
+    call = checks.make_call(
+        norm, x, gamma, beta, axis, mask, lengths, residual, activation, input_activation
+    )
     checks.check_out(call.x, out)
     backend = registry.backend_for(call)
     if not isinstance(statistics, Moments):
@@ -298,6 +306,12 @@ def apply(
         )
     count, mean, m2 = _given(backend, call, statistics)
     return _apply_taken(norm, call, backend, count, mean, m2, renorm, out)
+
+
+@quiet
+def output_again(saved: Saved) -> Array:
+    """y once more, from what was saved for backward."""
+    return saved.backend.apply(saved.call, saved.mean, *_line(saved), None)
 
 
 # --- backward -------------------------------------------------------------------------------------

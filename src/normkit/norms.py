@@ -101,6 +101,8 @@ class Norm:
         statistics: Moments | tuple[Any, Any] | None = None,
         renorm: Renorm | None = None,
         out: Any = None,
+        *,
+        input_activation: str | None = None,
     ) -> tuple[Any, Saved]:
         """y = activation(gamma * (x - mean) / sqrt(var + eps) + beta + residual).
 
@@ -118,6 +120,8 @@ class Norm:
                 backward.
             renorm: reference statistics and limits of batch renormalization.
             out: array like x for y; may be x itself, after which backward is refused.
+            input_activation: a name; x goes through it first, so that the norm comes behind the
+                activation instead of in front of it.
 
         Returns:
             y, of x's shape, dtype and memory order, and what backward needs: no copy of x but a
@@ -127,8 +131,9 @@ class Norm:
             ShapeError, DTypeError, OptionError: before anything is written.
         """
         return engine.forward(
-            self, x, gamma, beta, axis, mask, lengths, residual, activation, statistics, renorm, out
-        )
+            self, x, gamma, beta, axis, mask, lengths, residual, activation, statistics, renorm,
+            out, input_activation,
+        )  # fmt: skip
 
     def backward(self, dy: Any, saved: Saved) -> Gradients:
         """Gradients of a loss from ``dy``, its gradient by y.
@@ -144,9 +149,17 @@ class Norm:
 
     # --- the halves, between which a collective fits ---------------------------------------------
 
-    def moments(self, x: Any, axis: int = 1, mask: Any = None, lengths: Any = None) -> Moments:
+    def moments(
+        self,
+        x: Any,
+        axis: int = 1,
+        mask: Any = None,
+        lengths: Any = None,
+        *,
+        input_activation: str | None = None,
+    ) -> Moments:
         """Count, mean and M2 of every set: the first half of forward."""
-        return engine.moments(self, x, axis, mask, lengths)
+        return engine.moments(self, x, axis, mask, lengths, input_activation)
 
     def apply(
         self,
@@ -161,11 +174,14 @@ class Norm:
         activation: str | None = None,
         renorm: Renorm | None = None,
         out: Any = None,
+        *,
+        input_activation: str | None = None,
     ) -> tuple[Any, Saved]:
         """The second half of forward; the moments count as taken from x, and its like elsewhere."""
         return engine.apply(
-            self, x, moments, gamma, beta, axis, mask, lengths, residual, activation, renorm, out
-        )
+            self, x, moments, gamma, beta, axis, mask, lengths, residual, activation, renorm, out,
+            input_activation,
+        )  # fmt: skip
 
     def gradient_sums(self, dy: Any, saved: Saved) -> GradientSums:
         """The first half of backward: gradients of gamma and beta, and two sums over each set."""

@@ -42,6 +42,7 @@ class Call:
     mask: Array = None  # bool, cube-shaped or broadcastable to it
     residual: Array = None
     activation: Activation | None = None
+    input_activation: Activation | None = None  # x goes through it before it is normalized
     prepared: Any = None  # what a backend has found out about the call
 
 
@@ -93,5 +94,6 @@ class Backend(Protocol):
     ) -> tuple[Array, Array]:
         """Gradients of x and residual from mean, slope, offset, linear and constant.
 
-        ``linear`` is None where there is no way through the variance; x then does not matter.
+        ``linear`` is None where there is no way through the variance; without activations x then
+        does not matter.
         """

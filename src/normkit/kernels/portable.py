@@ -115,6 +115,13 @@ class PortableBackend:
         wide = self.xp.astype(values, self._work(call.x)) if not self.numpy else values.astype("f8")
         return call.layout.to_cube(self.xp, wide)
 
+    def _input(self, call: Call) -> Array:
+        """What is normalized: x, or its activation."""
+        cube = self._cube(call, call.x)
+        if call.input_activation is None:
+            return cube
+        return call.input_activation.value(cube, self._ops(call))
+
     def _result(self, call: Call, cube: Array, out: Array = None) -> Array:
         values = call.layout.from_cube(self.xp, cube)
         dtype = call.x.dtype
@@ -159,7 +166,7 @@ class PortableBackend:
 
     def moments(self, call: Call) -> tuple[Array, Array]:
         layout, xp = call.layout, self.xp
-        cube = self._cube(call, call.x)
+        cube = self._input(call)
         count = self.counts(call)
         safe = count + (count < 1)
         if not call.center:
@@ -186,7 +193,7 @@ class PortableBackend:
 
     def _x_hat(self, call: Call, mean: Array, slope: Array, offset: Array) -> tuple[Array, Array]:
         layout, xp = call.layout, self.xp
-        apart = self._cube(call, call.x) - layout.spread(xp, mean)
+        apart = self._input(call) - layout.spread(xp, mean)
         return apart, apart * layout.spread(xp, slope) + layout.spread(xp, offset)
 
     def _before_activation(self, call: Call, x_hat: Array) -> Array:
@@ -255,6 +262,8 @@ class PortableBackend:
         dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(
             call, xp.broadcast_to(through, dz.shape)
         )
+        if call.input_activation is not None:
+            dx = dx * call.input_activation.slope(self._cube(call, call.x), self._ops(call))
         if call.residual is None:
             return self._result(call, dx), None
         return self._result(call, dx), dy if call.activation is None else self._result(call, dz)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from normkit.torch import functional
+from normkit.torch import beyond, functional
+from normkit.torch.domains import (
+    AdaptiveBatchNorm1d,
+    AdaptiveBatchNorm2d,
+    AdaptiveBatchNorm3d,
+    SplitBatchNorm1d,
+    SplitBatchNorm2d,
+    SplitBatchNorm3d,
+)
+from normkit.torch.freezing import freeze, unfreeze
 from normkit.torch.layers import *  # noqa: F403 - every layer is public
 from normkit.torch.layers import __all__ as _layers
+from normkit.torch.lean import lean_memory
 from normkit.torch.native import use_native_up_to
+from normkit.torch.normact import NormAct
 from normkit.torch.options import RenormSchedule
 from normkit.torch.statistics import (
     HeldStatistics,
@@ -16,13 +27,24 @@ from normkit.torch.statistics import (
 )
 
 __all__ = [
+    "AdaptiveBatchNorm1d",
+    "AdaptiveBatchNorm2d",
+    "AdaptiveBatchNorm3d",
     "HeldStatistics",
+    "NormAct",
     "RenormSchedule",
     "RunningStatistics",
+    "SplitBatchNorm1d",
+    "SplitBatchNorm2d",
+    "SplitBatchNorm3d",
+    "beyond",
     "commit",
+    "freeze",
     "functional",
     "hold_statistics",
+    "lean_memory",
     "rollback",
+    "unfreeze",
     "use_native_up_to",
     *_layers,
 ]

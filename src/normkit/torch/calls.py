@@ -25,7 +25,9 @@ from normkit.norms import Norm
 from normkit.torch.host import TorchHost
 from normkit.torch.transforms import is_mapped, is_transformed
 
-__all__ = ["Plan", "Reducer", "is_plain_cpu", "run", "run_by_operators"]
+__all__ = [
+    "Plan", "Reducer", "can_repeat", "is_plain_cpu", "output_again", "run", "run_by_operators"
+]  # fmt: skip
 
 Tensor = torch.Tensor
 for _kind in (torch.Tensor, torch.nn.Parameter):
@@ -54,12 +56,13 @@ class Plan:
     statistics: tuple[Tensor, Tensor] | None = None  # mean and variance to use as they are
     renorm: Renorm | None = None
     reducer: Reducer | None = None
+    input_activation: str | None = None
 
     def call(self, x: Any, gamma: Any, beta: Any, residual: Any, transparent: bool) -> Call:
         """The checked call."""
         return checks.make_call(
             self.norm, x, gamma, beta, self.axis, self.mask, self.lengths, residual,
-            self.activation, make_layout if transparent else layout_of,
+            self.activation, self.input_activation, make_layout if transparent else layout_of,
         )  # fmt: skip
 
 
@@ -191,7 +194,8 @@ class _Node(torch.autograd.Function):
         box.append(_tensors(moments) if backend.namespace() is np else moments)
         ctx.plan, ctx.engine_saved, ctx.has_residual = plan, saved, residual is not None
         # dx does not depend on x where the statistics are constants and gamma needs no gradient.
-        ctx.holds_x = saved.taken or call.activation is not None or ctx.needs_input_grad[1]
+        activates = call.activation is not None or call.input_activation is not None
+        ctx.holds_x = saved.taken or activates or ctx.needs_input_grad[1]
         # Tensors travel through save_for_backward, which notices changes in place.
         ctx.save_for_backward(
             x if ctx.holds_x else None, gamma, beta,
@@ -211,6 +215,23 @@ class _Node(torch.autograd.Function):
         gradients = differentiate(ctx, dy, x, gamma, beta, residual)
         pairs = zip(ctx.needs_input_grad, gradients, strict=False)
         return (*(gradient if wanted else None for wanted, gradient in pairs), None, None)
+
+
+def can_repeat(node: Any) -> bool:
+    """Whether a tensor's node is a norm's that holds all that its output follows from.
+
+    A residual would be one more large tensor to keep, or to compute again in turn.
+    """
+    return isinstance(node, _Node) and node.holds_x and not node.has_residual  # type: ignore[attr-defined]
+
+
+def output_again(node: Any) -> Tensor:
+    """The output of a norm's node, from what it holds for backward."""
+    x, gamma, beta, _ = node.saved_tensors
+    call = replace(node.engine_saved.call, x=x, gamma=gamma, beta=beta, prepared=None)
+    with torch.no_grad():
+        y = engine.output_again(replace(node.engine_saved, call=call))
+        return _in_format_of(x, y)
 
 
 def _gradients(

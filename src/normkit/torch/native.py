@@ -54,15 +54,18 @@ def use_native_up_to(elements: int | None) -> None:
     _forced = elements
 
 
-def is_small(norm: Norm, x: torch.Tensor, axis: int = 1) -> bool:
-    """Whether x is not empty and so small that PyTorch's own operators are as quick."""
+def is_small(norm: Norm, x: torch.Tensor, axis: int = 1, fused: bool = False) -> bool:
+    """Whether x is not empty and so small that PyTorch's own operators are as quick.
+
+    ``fused`` says that more passes over memory would follow the norm.
+    """
     count = x.numel()
     if _forced is not None:
         return 0 < count <= _forced
     size = count * x.element_size()
     if size <= _BATCH:  # the least of the limits
         return size > 0
-    return size <= _limit(norm, x, axis)
+    return not fused and size <= _limit(norm, x, axis)
 
 
 def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
@@ -72,6 +75,16 @@ def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
     if isinstance(norm.channels, Split) and x.dim() > 2 and x[0, 0].numel() <= _PLANE:
         return _SMALL_PLANES
     return _OTHERS
+
+
+def knows(activation: str | None) -> bool:
+    """Whether PyTorch has the activation."""
+    return activation in _ACTIVATIONS
+
+
+def finish(y: Any, residual: Any, activation: str | None) -> Any:
+    """activation(y + residual) by PyTorch's operators."""
+    return _ACTIVATIONS[activation](y if residual is None else y + residual)
 
 
 class ConstantBatchNorm(torch.autograd.Function):
@@ -127,9 +140,7 @@ def normalize(
     elif dtype is not torch.float32 and dtype is not torch.float64:
         return None
     z = operator(x, weight, bias)
-    if z is None or (residual is None and activation is None):
-        return z
-    return _ACTIVATIONS[activation](z if residual is None else z + residual)
+    return None if z is None else finish(z, residual, activation)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,6 @@ from normkit.kernels.cpu.intrinsics import (
     is_crossed,
     itemsize,
     read_double,
-    reader,
     to_compute,
     write_compute,
     write_double,
@@ -27,11 +26,10 @@ from normkit.kernels.cpu.intrinsics import (
 from normkit.kernels.cpu.runs import (
     TILE,
     emit_normalized,
+    read_input,
     sums_across,
 )
 from normkit.kernels.cpu.sets import is_far, remainder, set_moments, set_slope
-
-_read_x = reader("x")
 
 #: Rows whose mean serves as a column's pilot; of ordinary data it is never a deviation off.
 _PILOT = 16
@@ -58,7 +56,7 @@ def _sum_columns(
         total = 0.0
         if center:
             for r in range(first_rows):
-                total += np.float64(_read_x(v, corner + r * stride, j))
+                total += np.float64(read_input(v, corner + r * stride, j))
         pilots[j] = total / first_rows if math.isfinite(total) else 0.0
     count = np.float64((outer1 - outer0) * rows)
     # An outlier in the first rows makes a bad pilot; the sums around it make a good one.

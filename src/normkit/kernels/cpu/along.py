@@ -22,18 +22,16 @@ from normkit.kernels.cpu.intrinsics import (
     is_crossed,
     itemsize,
     read_double,
-    reader,
     to_compute,
     write_double,
 )
 from normkit.kernels.cpu.runs import (
     TILE,
     emit_normalized,
+    read_input,
     sums_along,
 )
 from normkit.kernels.cpu.sets import is_far, remainder, set_moments, set_slope
-
-_read_x = reader("x")
 
 #: Elements whose mean serves as pilot; enough that one outlier among them does no harm.
 _PILOT = 64
@@ -45,7 +43,7 @@ def pilot_of(v, x, n):
     count = min(n, _PILOT)
     total = 0.0
     for i in range(count):
-        total += np.float64(_read_x(v, x, i))
+        total += np.float64(read_input(v, x, i))
     pilot = total / count
     return pilot if math.isfinite(pilot) else 0.0
 

@@ -95,8 +95,10 @@ class CpuBackend:
             added[0] if added else None,
             not fresh and host.address(out) in [host.address(array) for array in inputs],
         )
-        activation = None if call.activation is None else call.activation.name
-        return launcher(request, dtype, activation)
+        names = (
+            None if one is None else one.name for one in (call.activation, call.input_activation)
+        )
+        return launcher(request, dtype, *names)
 
     def _way(
         self, call: Call, dy: Array = None, out: Array = None

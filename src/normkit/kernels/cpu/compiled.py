@@ -70,12 +70,14 @@ def _compile(kernel: Any, signature: tuple[Any, ...]) -> Callable[..., Any]:
 
 @lru_cache(maxsize=4096)
 def entry_point(
-    path: str, name: str, dtype: str, activation: str | None, residual: bool, crossed: bool
-) -> Callable[..., Any]:
+    path: str, name: str, dtype: str, activation: str | None, residual: bool, crossed: bool,
+    input_activation: str | None = None,
+) -> Callable[..., Any]:  # fmt: skip
     """The compiled kernel for a variant, called with ``None`` in the variant's place."""
-    known = find_activation(activation)
-    label, digest = ("", "") if known is None else (known.name, known.digest)
-    variant = Variant(dtype, label, residual, crossed, digest)
+    known = [find_activation(activation), find_activation(input_activation)]
+    labels = ["" if one is None else one.name for one in known]
+    digest = "".join("" if one is None else one.digest for one in known)
+    variant = Variant(dtype, labels[0], residual, crossed, digest, labels[1])
     with _lock:
         start = time.perf_counter()
         timer = _announce_later()

@@ -54,17 +54,18 @@ class Variant(types.Type):
         activation: name of the activation fused behind the norm, ``""`` without one.
         residual: whether a residual is added before the activation.
         crossed: whether gamma and beta vary inside a set's lines instead of being constant on each.
-        digest: version of the activation's code, as part of the cache key.
+        digest: version of the activations' code, as part of the cache key.
+        input_activation: name of the activation that x goes through first, ``""`` without one.
     """
 
     def __init__(
-        self, dtype: str, activation: str, residual: bool, crossed: bool, digest: str = ""
-    ) -> None:
-        self.dtype, self.activation = dtype, activation
+        self, dtype: str, activation: str, residual: bool, crossed: bool, digest: str = "",
+        input_activation: str = "",
+    ) -> None:  # fmt: skip
+        self.dtype, self.activation, self.input_activation = dtype, activation, input_activation
         self.residual, self.crossed, self.digest = residual, crossed, digest
-        super().__init__(
-            name=f"Variant({dtype},{activation},{residual},{crossed},{digest},{_source_digest()})"
-        )
+        fields = (dtype, activation, residual, crossed, digest, input_activation, _source_digest())
+        super().__init__(name=f"Variant({','.join(map(str, fields))})")
 
     @property
     def compute(self) -> types.Float:
@@ -309,6 +310,7 @@ def _question(result: Any, answer: Any) -> Any:
 has_residual = _question(types.boolean, lambda variant: variant.residual)
 is_crossed = _question(types.boolean, lambda variant: variant.crossed)
 has_activation = _question(types.boolean, lambda variant: variant.activation != "")
+has_input_activation = _question(types.boolean, lambda variant: variant.input_activation != "")
 itemsize = _question(types.intp, lambda variant: {"float64": 8, "float32": 4}.get(variant.dtype, 2))
 compute_size = _question(types.intp, lambda variant: variant.compute.bitwidth // 8)
 

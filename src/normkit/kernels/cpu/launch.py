@@ -40,12 +40,13 @@ class Launcher:
     """
 
     def __init__(
-        self, request: Request, access: Access, dtype: str, activation: str | None
-    ) -> None:
+        self, request: Request, access: Access, dtype: str, activation: str | None,
+        input_activation: str | None,
+    ) -> None:  # fmt: skip
         self.layout: Layout = request.layout
         self.access = access
         self.affine = request.affine
-        self.dtype, self.activation = dtype, activation
+        self.dtype, self.activation, self.input_activation = dtype, activation, input_activation
         self.residual = request.residual is not None
         self.output_strides = request.y
         self.geometry = access.geometry.packed()
@@ -56,7 +57,10 @@ class Launcher:
     def _kernel(self, name: str, plain: bool = False) -> Any:
         activation, residual = (None, False) if plain else (self.activation, self.residual)
         crossed = self.access.crossed and not plain
-        return entry_point(self.access.path, name, self.dtype, activation, residual, crossed)
+        return entry_point(
+            self.access.path, name, self.dtype, activation, residual, crossed,
+            self.input_activation,
+        )  # fmt: skip
 
     def _run(self, kernel: Any, arguments: tuple[Any, ...], tasks: int, keep: Any) -> None:
         run_tasks(
@@ -274,9 +278,11 @@ class Launcher:
 
 
 @lru_cache(maxsize=1024)
-def launcher(request: Request, dtype: str, activation: str | None) -> Launcher | Refusal:
+def launcher(
+    request: Request, dtype: str, activation: str | None, input_activation: str | None
+) -> Launcher | Refusal:
     """The launcher of a request, or why the compiled kernels do not take it."""
     access = access_for(request)
     if isinstance(access, Refusal):
         return access
-    return Launcher(request, access, dtype, activation)
+    return Launcher(request, access, dtype, activation, input_activation)

@@ -156,9 +156,19 @@ def activation_slope(variant, z):
     raise RuntimeError("only for compiled code")
 
 
-def _formula(field: str) -> Any:
+def activate_input(variant, z):
+    """The variant's input activation of z, a float64."""
+    raise RuntimeError("only for compiled code")
+
+
+def input_slope(variant, z):
+    """The derivative of the variant's input activation at z."""
+    raise RuntimeError("only for compiled code")
+
+
+def _formula(which: str, field: str) -> Any:
     def choose(variant, z):
-        activation = find_activation(variant.activation or None)
+        activation = find_activation(getattr(variant, which) or None)
         if activation is None:
             return lambda variant, z: z
         formula = register_jitable(getattr(activation, field))
@@ -167,5 +177,7 @@ def _formula(field: str) -> Any:
     return choose
 
 
-overload(activate)(_formula("value"))
-overload(activation_slope)(_formula("slope"))
+overload(activate)(_formula("activation", "value"))
+overload(activation_slope)(_formula("activation", "slope"))
+overload(activate_input)(_formula("input_activation", "value"))
+overload(input_slope)(_formula("input_activation", "slope"))

@@ -20,12 +20,13 @@ from normkit.kernels.cpu import intrinsics as low
 from normkit.kernels.cpu.intrinsics import (
     compute_size,
     has_activation,
+    has_input_activation,
     has_residual,
     is_crossed,
     itemsize,
     to_compute,
 )
-from normkit.kernels.cpu.mathops import activate, activation_slope
+from normkit.kernels.cpu.mathops import activate, activate_input, activation_slope, input_slope
 
 # Sums may be reordered to fill vector registers (always in the same way, so results repeat);
 # in the other loops only a * b + c may fuse.
@@ -33,7 +34,7 @@ _SUM = {"reassoc", "contract", "nsz"}
 _MAP = {"contract"}
 _PART = 16384
 
-_x, _dy, _residual = low.reader("x"), low.reader("dy"), low.reader("residual")
+_raw, _dy, _residual = low.reader("x"), low.reader("dy"), low.reader("residual")
 _gamma, _beta = low.compute_reader("gamma"), low.compute_reader("beta")
 _mean, _scale, _shift = (low.compute_reader(role) for role in ("mean", "scale", "shift"))
 _linear, _constant = low.compute_reader("linear"), low.compute_reader("constant")
@@ -41,6 +42,27 @@ _write, _write_second = low.writer("target"), low.writer("target2")
 _first, _add_first = low.double_reader("first"), low.double_writer("first")
 _second, _add_second = low.double_reader("second"), low.double_writer("second")
 _pilot = low.double_reader("pilot")
+
+
+@njit(nogil=True, fastmath=_MAP)
+def read_input(v, x, i):
+    """What is normalized: x, or its activation."""
+    value = _raw(v, x, i)
+    if has_input_activation(v):
+        value = to_compute(v, activate_input(v, np.float64(value)))
+    return value
+
+
+_x = read_input
+
+
+@njit(nogil=True, fastmath=_MAP)
+def _through_input(v, x, i, gradient):
+    """The gradient of x from that of what is normalized."""
+    if has_input_activation(v):
+        slope = input_slope(v, np.float64(_raw(v, x, i)))
+        gradient = to_compute(v, np.float64(gradient) * slope)
+    return gradient
 
 
 @njit(nogil=True, fastmath=_MAP)
@@ -87,7 +109,7 @@ def gradient(
                 dz = dz * _gamma(v, gamma, i)
             centered = _x(v, x, i) - _mean(v, mean, i)
             rest = centered * _linear(v, linear, i) + _constant(v, constant, i)
-            _write(v, dx, i, dz * _scale(v, scale, i) + rest)
+            _write(v, dx, i, _through_input(v, x, i, dz * _scale(v, scale, i) + rest))
     else:
         for i in range(n):
             dz = _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta)
@@ -95,7 +117,8 @@ def gradient(
                 _write_second(v, dz_out, i, dz)
             if is_crossed(v):
                 dz = dz * _gamma(v, gamma, i)
-            _write(v, dx, i, dz * _scale(v, scale, i) + _constant(v, constant, i))
+            rest = _constant(v, constant, i)
+            _write(v, dx, i, _through_input(v, x, i, dz * _scale(v, scale, i) + rest))
 
 
 # --- sums over sets along the run: a run adds to one pair of sums -------------------------------

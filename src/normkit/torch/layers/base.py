@@ -12,6 +12,7 @@ from normkit.errors import ShapeError
 from normkit.norms import Norm
 from normkit.torch import native
 from normkit.torch.calls import Plan, is_plain_cpu, run
+from normkit.torch.lean import is_lean
 
 Tensor = torch.Tensor
 
@@ -23,6 +24,8 @@ class KernelLayer(nn.Module):
     counts), ``weight=`` and ``bias=`` (in place of its own: (C,), or (N, C) for conditional norms),
     ``residual=`` and ``activation=`` (fused behind the norm).
     """
+
+    _axis = 1  # of the channels
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -38,13 +41,67 @@ class KernelLayer(nn.Module):
     def _prepare(self) -> None:
         """Set what a layer has beyond torch.nn's attributes."""
 
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+        input_activation: str | None = None,
+    ) -> Tensor:
+        """activation(norm(input_activation(input)) + residual); see the class for the options."""
+        if mask is None and lengths is None and weight is None and bias is None:
+            y = self._plainly(input, residual, activation, input_activation)
+            if y is not None:
+                return y
+        plan = Plan(
+            self._norm(input), self._axis, activation, mask, lengths,
+            input_activation=input_activation,
+        )  # fmt: skip
+        return self._general(plan, input, weight, bias, residual)
+
+    def _plainly(
+        self, input: Tensor, residual: Any, activation: str | None, input_activation: str | None
+    ) -> Tensor | None:
+        """What torch.nn's forward and PyTorch's operators give; None where they do not serve."""
+        if residual is None and activation is None and input_activation is None:
+            return self._ordinary(input, False)
+        if is_lean() or not (native.knows(activation) and native.knows(input_activation)):
+            return None
+        if residual is not None and (
+            residual.shape != input.shape or residual.dtype != input.dtype
+        ):
+            return None
+        if not self._suits_torch(input, True):
+            return None
+        y = self._ordinary(native.finish(input, None, input_activation), True)
+        return None if y is None else native.finish(y, residual, activation)
+
+    def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
+        """torch.nn's own forward where it does the same as quickly; None where it does not."""
+        raise NotImplementedError
+
+    def _norm(self, input: Tensor) -> Norm:
+        """The layer's norm, as the engine knows it."""
+        raise NotImplementedError
+
+    def _general(self, plan: Plan, input: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
+        """The call on normkit's kernels; ``plan`` holds the rest of the options."""
+        raise NotImplementedError
+
     def _torch_forward(self, input: Tensor) -> Tensor:
         """torch.nn's own forward: for small inputs, other devices, and inputs it has words for."""
         return super().forward(input)
 
-    def _suits_torch(self, norm: Norm, input: Tensor, axis: int = 1) -> bool:
+    def _suits_torch(self, input: Tensor, fused: bool) -> bool:
         """Whether torch.nn's own forward is as quick, or all there is."""
-        return not is_plain_cpu(input) or native.is_small(norm, input, axis) or not input.numel()
+        if not is_plain_cpu(input) or not input.numel():
+            return True
+        return native.is_small(self._norm(input), input, self._axis, fused)
 
     def _affine(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         """The layer's own parameters but for what the call gives."""
@@ -55,11 +112,6 @@ class KernelLayer(nn.Module):
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any
     ) -> tuple[Tensor, Any]:
         return run(plan, x, *self._affine(weight, bias), residual)
-
-
-def is_given(*values: Any) -> bool:
-    """Whether any option of a call is in use."""
-    return any(value is not None for value in values)
 
 
 def check_channels(input: Tensor, axis: int, expected: int, kind: str) -> None:

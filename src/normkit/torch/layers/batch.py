@@ -16,7 +16,7 @@ from normkit.moments import Moments
 from normkit.norms import Norm
 from normkit.torch import native
 from normkit.torch.calls import Plan, Reducer, run_by_operators
-from normkit.torch.layers.base import check_channels, is_given
+from normkit.torch.layers.base import check_channels
 from normkit.torch.layers.running import RunningLayer
 from normkit.torch.options import BatchOptions, RenormSchedule
 from normkit.torch.statistics import merge_sets
@@ -25,7 +25,7 @@ from normkit.torch.transforms import is_recomputation
 Tensor = torch.Tensor
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
-_norm = lru_cache(maxsize=64)(Norm)
+_norm_of = lru_cache(maxsize=64)(Norm)
 _PLAIN = BatchOptions()
 
 
@@ -99,27 +99,31 @@ class BatchLayer(RunningLayer, _BatchNorm):
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         activation: str | None = None,
+        input_activation: str | None = None,
         domain: int | Tensor | None = None,
     ) -> Tensor:
-        if not is_given(mask, lengths, weight, bias, residual, activation, domain):
-            y = self._ordinary(input)
+        """As in every layer; ``domain=`` is the number of the input's domain, or each sample's."""
+        plain = mask is None and lengths is None and weight is None and bias is None
+        if plain and domain is None:
+            y = self._plainly(input, residual, activation, input_activation)
             if y is not None:
                 return y
+        self._check_domain(domain)
+        plan = Plan(
+            self._norm(input), 1, activation, mask, lengths, input_activation=input_activation
+        )
         self._check_input_dim(input)
         check_channels(input, 1, self.num_features, type(self).__name__)
-        self._check_domain(domain)
-        plan = Plan(self._chosen_norm(), 1, activation, mask, lengths)
         if isinstance(domain, Tensor):
             return self._by_domains(plan, input, weight, bias, residual, domain)
         return self._call(plan, input, weight, bias, residual, domain)
 
-    def _ordinary(self, input: Tensor) -> Tensor | None:
-        """torch.nn's own forward where it does the same; None where it does not."""
-        if self.options is not _PLAIN and self.options != _PLAIN:
-            return None
+    def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
         if input.dim() < 2 or input.size(1) != self.num_features:
             return self._torch_forward(input)  # torch.nn has words for it
-        if not self._suits_torch(_norm(eps=self.eps), input):
+        if self.options is not _PLAIN and self.options != _PLAIN:
+            return None
+        if not self._suits_torch(input, fused):
             return None
         if self._uses_running():
             if self._is_constant(input):
@@ -148,10 +152,10 @@ class BatchLayer(RunningLayer, _BatchNorm):
             input, self.weight, self.bias, self.running_mean, self.running_var, self.eps
         )
 
-    def _chosen_norm(self) -> Norm:
+    def _norm(self, input: Tensor) -> Norm:  # noqa: ARG002
         options = self.options
         ghost = None if self._uses_running() else options.ghost
-        return _norm(samples=ghost or "all", scale=not options.mean_only, eps=self.eps)
+        return _norm_of(samples=ghost or "all", scale=not options.mean_only, eps=self.eps)
 
     def _call(
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any, domain: int | None

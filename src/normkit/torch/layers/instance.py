@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,13 +11,12 @@ import torch
 from torch import nn
 
 from normkit.moments import Moments
-from normkit.norms import InstanceNorm
+from normkit.norms import InstanceNorm, Norm
 from normkit.torch.calls import Plan
-from normkit.torch.layers.base import is_given
 from normkit.torch.layers.running import RunningLayer
 
 Tensor = torch.Tensor
-_norm = lru_cache(maxsize=64)(InstanceNorm)
+_instance_norm = lru_cache(maxsize=64)(InstanceNorm)
 
 
 class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
@@ -26,33 +26,26 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
         super().__init__(*args, **kwargs)
         self._prepare()
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        mask: Tensor | None = None,
-        lengths: Tensor | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str | None = None,
-    ) -> Tensor:
-        options = is_given(mask, lengths, weight, bias, residual, activation)
-        if not options and self._suits_torch_here(input):
-            return self._torch_forward(input)
+    def _general(self, plan: Plan, input: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
         self._check(input)
-        if input.dim() == self._get_no_batch_dim():
-            mask, weight, bias, residual = (
-                None if t is None else t.unsqueeze(0) for t in (mask, weight, bias, residual)
-            )
-            one = input.unsqueeze(0)
-            return self._call(one, mask, lengths, weight, bias, residual, activation).squeeze(0)
-        return self._call(input, mask, lengths, weight, bias, residual, activation)
+        if input.dim() > self._get_no_batch_dim():
+            return self._call(plan, input, weight, bias, residual)
+        mask, weight, bias, residual = (
+            None if t is None else t.unsqueeze(0) for t in (plan.mask, weight, bias, residual)
+        )
+        one = self._call(replace(plan, mask=mask), input.unsqueeze(0), weight, bias, residual)
+        return one.squeeze(0)
 
-    def _suits_torch_here(self, input: Tensor) -> bool:
+    def _norm(self, input: Tensor) -> Norm:  # noqa: ARG002
+        return _instance_norm(eps=self.eps)
+
+    def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
+        return self._torch_forward(input) if self._suits_torch_here(input, fused) else None
+
+    def _suits_torch_here(self, input: Tensor, fused: bool) -> bool:
         if input.dim() < 2 or (self.affine and self.num_features not in input.shape[:2]):
             return True  # torch.nn has words for it
-        if not self._suits_torch(_norm(eps=self.eps), input):
+        if not self._suits_torch(input, fused):
             return False
         if self.training and self.statistics_frozen and self.track_running_stats:
             return False
@@ -72,24 +65,17 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
             raise ValueError(words)
         warnings.warn(words + " It is not used, because affine=False.", stacklevel=3)
 
-    def _call(
-        self, x: Tensor, mask: Any, lengths: Any, weight: Any, bias: Any, residual: Any,
-        activation: str | None,
-    ) -> Tensor:  # fmt: skip
-        plan_options = (1, activation, mask, lengths)
+    def _call(self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
         if self._uses_running():
-            # The same statistics for all samples: batch norm's sets.
-            state = self._state(None)
-            shape = (x.shape[0], x.shape[1])
+            # The same statistics for all samples.
+            state, shape = self._state(None), (x.shape[0], x.shape[1])
             given = (state.mean.expand(shape).clone(), state.var.expand(shape).clone())
-            plan = Plan(_norm(eps=self.eps), *plan_options, statistics=given)
-            return self._run(plan, x, weight, bias, residual)[0]
-        if x.numel() == x.shape[0] * x.shape[1] and x.numel() and mask is None:
+            return self._run(replace(plan, statistics=given), x, weight, bias, residual)[0]
+        if x.numel() == x.shape[0] * x.shape[1] and x.numel() and plan.mask is None:
             raise ValueError(
                 f"Expected more than 1 spatial element when training, got input size "
                 f"{tuple(x.shape)}"
             )
-        plan = Plan(_norm(eps=self.eps), *plan_options)
         y, moments = self._run(plan, x, weight, bias, residual)
         if self._moves() and x.numel():
             self._record(_averaged(moments), None)

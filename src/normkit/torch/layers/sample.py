@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from normkit.norms import Norm
 from normkit.norms import RMSNorm as _RMSNorm
 from normkit.norms import TokenLayerNorm as _TokenLayerNorm
 from normkit.torch.calls import Plan, run
-from normkit.torch.layers.base import KernelLayer, check_channels, is_given
+from normkit.torch.layers.base import KernelLayer, check_channels
 from normkit.torch.options import check_eps
 
 Tensor = torch.Tensor
@@ -38,60 +39,47 @@ class SampleLayer(KernelLayer):
 class GroupNorm(SampleLayer, nn.GroupNorm):
     """``torch.nn.GroupNorm`` on normkit's kernels: (N, C, ...) input, either memory format."""
 
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        mask: Tensor | None = None,
-        lengths: Tensor | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str | None = None,
-    ) -> Tensor:
-        norm = _group_norm(self.num_groups, eps=self.eps)
+    def _norm(self, input: Tensor) -> Norm:  # noqa: ARG002
+        return _group_norm(self.num_groups, eps=self.eps)
+
+    def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
         odd = not 2 <= input.dim() <= 5 or input.size(1) != self.num_channels
-        odd = odd or input.numel() <= input.size(0) * self.num_groups
-        if not is_given(mask, lengths, weight, bias, residual, activation) and (
-            odd or self._suits_torch(norm, input)
-        ):
-            return self._torch_forward(input)
+        if odd or input.numel() <= input.size(0) * self.num_groups:
+            return self._torch_forward(input)  # torch.nn has words for it
+        return self._torch_forward(input) if self._suits_torch(input, fused) else None
+
+    def _general(self, plan: Plan, input: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
         check_channels(input, 1, self.num_channels, "GroupNorm")
-        plan = Plan(norm, 1, activation, mask, lengths)
         return self._run(plan, input, weight, bias, residual)[0]
 
 
 class _TrailingLayer(SampleLayer):
     """A norm over the trailing axes: every remaining index is a token of its own."""
 
+    _axis = -1
     normalized_shape: tuple[int, ...]
 
-    def _norm(self, input: Tensor) -> Norm:
-        raise NotImplementedError
-
-    def forward(
-        self,
-        input: Tensor,
-        *,
-        mask: Tensor | None = None,
-        lengths: Tensor | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        residual: Tensor | None = None,
-        activation: str | None = None,
-    ) -> Tensor:
+    def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
         rank = len(self.normalized_shape)
-        odd = tuple(input.shape[-rank:]) != tuple(self.normalized_shape)
-        options = is_given(mask, lengths, weight, bias, residual, activation)
-        single = not options and input.dim() == rank
-        if odd or single or (not options and self._suits_torch(_layer_norm(), input, -1)):
+        odd = tuple(input.shape[-rank:]) != tuple(self.normalized_shape)  # torch.nn has words
+        if odd or input.dim() == rank or self._suits_torch(input, fused):
             return self._torch_forward(input)
+        return None
+
+    def _general(self, plan: Plan, input: Tensor, weight: Any, bias: Any, residual: Any) -> Tensor:
+        rank = len(self.normalized_shape)
+        if tuple(input.shape[-rank:]) != tuple(self.normalized_shape):
+            raise ShapeError(
+                f"The input does not fit this {type(self).__name__}",
+                received=f"shape {tuple(input.shape)}",
+                expected=f"trailing axes of {tuple(self.normalized_shape)}",
+                remedy="Check normalized_shape.",
+            )
         per_sample = [self._per_sample(values, input, rank) for values in (weight, bias)]
         shape = self._token_shape(input, rank, any(per_sample))
         gamma, beta = self._affine(weight, bias)
-        plan = Plan(
-            self._norm(input), -1, activation, _token_mask(input, rank, mask, lengths, shape)
-        )
+        mask = _token_mask(input, rank, plan.mask, plan.lengths, shape)
+        plan = replace(plan, mask=mask, lengths=None)
         if residual is not None:
             residual = self._like(input, residual).reshape(shape)
         gamma, beta = _flat(gamma, per_sample[0]), _flat(beta, per_sample[1])

@@ -1,0 +1,95 @@
+"""Memory: outputs of norm and activation recomputed in backward instead of kept.
+
+In conv -> norm -> relu -> conv, PyTorch keeps the first convolution's output for the norm and the
+relu's output for the second convolution. The second follows from the first by one pass over memory,
+so within :func:`lean_memory` only the first is kept: whoever wants to save the output of a
+:class:`normkit.torch.NormAct` saves a promise to recompute it. Works with any activation and any
+weights, because nothing is inverted.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+from normkit.torch.calls import can_repeat, output_again
+
+__all__ = ["is_lean", "lean_memory", "offer"]
+
+Tensor = torch.Tensor
+_active: list[lean_memory] = []
+
+
+class _Promise:
+    """The output of a norm's node, computed again when asked for."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+
+class lean_memory:  # noqa: N801 - a context manager, used like a function
+    """Within this context, keep no output of a ``NormAct`` for backward that can be recomputed.
+
+    Around the forward pass only; gradients are the same, to the rounding of one recomputation.
+
+    >>> import torch, normkit.torch as nt
+    >>> net = torch.nn.Sequential(nt.NormAct(nt.BatchNorm2d(3)), torch.nn.Conv2d(3, 4, 3))
+    >>> with nt.lean_memory():
+    ...     loss = net(torch.randn(2, 3, 8, 8, requires_grad=True)).sum()
+    >>> loss.backward()
+    """
+
+    def __init__(self) -> None:
+        self._offers: dict[int, tuple[Any, int, Any]] = {}
+
+    def __enter__(self) -> lean_memory:
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+        self._hooks.__enter__()
+        _active.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        _active.remove(self)
+        self._hooks.__exit__(*error)
+        self._offers.clear()
+
+    def offer(self, y: Tensor) -> None:
+        """Remember that y can be computed again by the node that made it."""
+        address = y.data_ptr()
+        self._offers[address] = (weakref.ref(y), y._version, y.grad_fn)
+
+    def _pack(self, tensor: Tensor) -> Any:
+        found = self._offers.get(tensor.data_ptr())
+        if found is None:
+            return tensor
+        y, version, node = found
+        alive = y()
+        # Another tensor may have moved into the memory, or y may have been changed in place.
+        same = (
+            alive is not None
+            and alive.data_ptr() == tensor.data_ptr()
+            and tensor._version == version
+            and tensor.shape == alive.shape
+            and tensor.stride() == alive.stride()
+            and tensor.dtype == alive.dtype
+        )
+        return _Promise(node) if same else tensor
+
+
+def _unpack(packed: Any) -> Tensor:
+    return output_again(packed.node) if isinstance(packed, _Promise) else packed
+
+
+def is_lean() -> bool:
+    """Whether a lean context is active."""
+    return bool(_active)
+
+
+def offer(y: Tensor) -> None:
+    """Offer a NormAct's output to the active lean context, if there is one."""
+    if _active and y.grad_fn is not None and can_repeat(y.grad_fn):
+        _active[-1].offer(y)
