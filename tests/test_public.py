@@ -55,12 +55,13 @@ def parameters(function):
 
 
 SIGNATURES = {
-    "forward": "self x gamma beta axis mask lengths residual activation statistics renorm out",
+    "forward": "self x gamma beta axis mask lengths residual activation statistics renorm out "
+    "input_activation",
     "backward": "self dy saved",
     "gradient_sums": "self dy saved",
     "gradient_apply": "self dy saved sums",
     "trace": "self x gamma beta dy axis",
-    "moments": "self x axis mask lengths",
+    "moments": "self x axis mask lengths input_activation",
 }
 
 

@@ -69,4 +69,22 @@ class NonFiniteError(_ExplainedError, FloatingPointError):
 
 
 class SyncError(_ExplainedError, RuntimeError):
-    """Ranks that should have taken statistics together did not."""
+    """Ranks that should have taken statistics together did not.
+
+    Args:
+        layer: the layer at which this rank waited.
+        ranks: those that were elsewhere or did not answer, as the whole job numbers them.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        received: object,
+        expected: str,
+        remedy: str,
+        layer: str = "",
+        ranks: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(problem, received=received, expected=expected, remedy=remedy)
+        self.layer, self.ranks = layer, ranks

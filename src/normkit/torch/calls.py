@@ -222,7 +222,7 @@ def can_repeat(node: Any) -> bool:
 
     A residual would be one more large tensor to keep, or to compute again in turn.
     """
-    return isinstance(node, _Node) and node.holds_x and not node.has_residual  # type: ignore[attr-defined]
+    return hasattr(node, "engine_saved") and node.holds_x and not node.has_residual
 
 
 def output_again(node: Any) -> Tensor:

@@ -70,7 +70,7 @@ class NormAct(nn.Module):
     ) -> torch.Tensor:
         """The norm layer's options (``mask=``, ``domain=``, ...) are handed on."""
         if self.order == "activation_first":
-            return self.norm(input, residual=residual, first=self.activation, **options)
+            return self.norm(input, residual=residual, input_activation=self.activation, **options)
         y = self.norm(input, residual=residual, activation=self.activation, **options)
         offer(y)
         return y

@@ -20,7 +20,6 @@ from normkit.torch.layers.base import check_channels
 from normkit.torch.layers.running import RunningLayer
 from normkit.torch.options import BatchOptions, RenormSchedule
 from normkit.torch.statistics import merge_sets
-from normkit.torch.transforms import is_recomputation
 
 Tensor = torch.Tensor
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -129,15 +128,13 @@ class BatchLayer(RunningLayer, _BatchNorm):
             if self._is_constant(input):
                 return self._by_constants(input)
             if self.training:  # frozen
+                self._check_input_dim(input)
                 return F.batch_norm(
                     input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0,
                     self.eps,
                 )  # fmt: skip
-        elif self.training:
-            if self.tracker.holding or is_recomputation():
-                return None
-            if self.momentum is None and torch.compiler.is_compiling():
-                return None  # torch.nn would ask for the number of batches, which is not known yet
+        elif self._stands_apart():
+            return self._torch_apart(F.batch_norm, input, input.numel() / input.shape[1])
         return self._torch_forward(input)
 
     def _is_constant(self, input: Tensor) -> bool:
@@ -166,9 +163,8 @@ class BatchLayer(RunningLayer, _BatchNorm):
             assert state is not None
             plan = replace(plan, statistics=(state.mean.clone(), state.var.clone()))
             return self._run(plan, x, weight, bias, residual)[0]
-        if not x.numel():
+        if not x.numel() and plan.reducer is None:
             return self._run(plan, x, weight, bias, residual)[0]
-        plan = replace(plan, reducer=self._reducer(x))
         if self.options.renorm is not None:
             plan = replace(plan, renorm=self._renorm(state, x))
         small = self._small_sets(plan, x, state)
@@ -179,12 +175,16 @@ class BatchLayer(RunningLayer, _BatchNorm):
         else:
             y, moments = self._run(plan, x, weight, bias, residual)
         if self._moves():
-            self._record(moments if moments.mean.dim() == 1 else merge_sets(moments), domain)
+            self._record(self._recorded(plan, moments), domain)
         return y
 
-    def _reducer(self, x: Tensor) -> Reducer | None:  # noqa: ARG002 - ranks may depend on it
-        """What merges this rank's statistics with others'."""
-        return None
+    def _recorded(self, plan: Plan, moments: Moments) -> Moments:  # noqa: ARG002 - ranks need it
+        """What the running statistics see of the sets' moments: one set a channel."""
+        return moments if moments.mean.dim() == 1 else merge_sets(moments)
+
+    def _has_company(self) -> bool:
+        """Whether this forward's statistics are taken together with other ranks'."""
+        return False
 
     def _renorm(self, state: Any, x: Tensor) -> Renorm:
         """References and limits of renormalization after the batches seen so far."""
@@ -247,12 +247,12 @@ class BatchLayer(RunningLayer, _BatchNorm):
                 remedy="Call the layer once a domain, with domain=number.",
             )
         order = torch.argsort(domain, stable=True)
-        sizes = torch.bincount(domain, minlength=1).tolist()
+        sizes = torch.bincount(domain, minlength=self.options.domains or 1).tolist()
         parts, start = [], 0
         for number, size in enumerate(sizes):
             rows = order[start : start + size]
             start += size
-            if size:
+            if size or self._has_company():  # other ranks may have samples of this domain
                 gamma, beta, added = (_rows(values, rows, x) for values in (weight, bias, residual))
                 parts.append(self._call(plan, x[rows], gamma, beta, added, number))
         return torch.cat(parts)[torch.argsort(order)] if parts else x.clone()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit.moments import Moments
 from normkit.norms import InstanceNorm, Norm
@@ -21,6 +22,8 @@ _instance_norm = lru_cache(maxsize=64)(InstanceNorm)
 
 class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
     """torch.nn's instance norm; ``weight=`` and ``bias=`` of (N, C) in a call make it AdaIN."""
+
+    _counts_batches = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,16 +43,17 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
         return _instance_norm(eps=self.eps)
 
     def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
-        return self._torch_forward(input) if self._suits_torch_here(input, fused) else None
-
-    def _suits_torch_here(self, input: Tensor, fused: bool) -> bool:
         if input.dim() < 2 or (self.affine and self.num_features not in input.shape[:2]):
-            return True  # torch.nn has words for it
-        if not self._suits_torch(input, fused):
-            return False
-        if self.training and self.statistics_frozen and self.track_running_stats:
-            return False
-        return not self._moves() or not (self.tracker.holding or self.momentum is None)
+            return self._torch_forward(input)  # torch.nn has words for it
+        frozen = self.training and self._uses_running()
+        if frozen or not self._suits_torch(input, fused):
+            return None
+        if not self._stands_apart():
+            return self._torch_forward(input)
+        if input.dim() == self._get_no_batch_dim():
+            one = self._ordinary(input.unsqueeze(0), fused)
+            return None if one is None else one.squeeze(0)
+        return self._torch_apart(F.instance_norm, input, float(input[0, 0].numel()))
 
     def _check(self, input: Tensor) -> None:
         self._check_input_dim(input)

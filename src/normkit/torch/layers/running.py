@@ -24,6 +24,8 @@ class RunningLayer(KernelLayer):
     options = BatchOptions()
     #: Set by :func:`normkit.torch.freeze`: use the running statistics in training too.
     statistics_frozen = False
+    #: torch.nn's instance norms do not, and take a momentum of None for 0.
+    _counts_batches = True
     running_mean: Any
     running_var: Any
     num_batches_tracked: Any
@@ -31,6 +33,7 @@ class RunningLayer(KernelLayer):
     track_running_stats: bool
     momentum: float | None
     eps: float
+    _check_input_dim: Any
 
     def _prepare(self) -> None:
         check_eps(self.eps, type(self).__name__)
@@ -50,6 +53,29 @@ class RunningLayer(KernelLayer):
             and self.running_mean is not None
             and not is_recomputation()
         )
+
+    def _stands_apart(self) -> bool:
+        """Whether torch.nn's own forward would move the running statistics when it should not.
+
+        It would also ask for the number of batches, which a compiler does not know yet.
+        """
+        if not (self.training and self.track_running_stats) or self.running_mean is None:
+            return False
+        unknown = self.momentum is None and torch.compiler.is_compiling()
+        return self.tracker.holding or unknown or is_recomputation()
+
+    def _torch_apart(self, function: Any, input: Tensor, count: float) -> Tensor:
+        """PyTorch's operator on copies of the running statistics.
+
+        What it saves for backward is what torch.nn's forward saves, which checkpointing checks.
+        """
+        self._check_input_dim(input)
+        mean, var = self.running_mean.clone(), self.running_var.clone()
+        # Momentum 1 leaves the batch's own statistics in them.
+        y = function(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        if self._moves() and input.numel():
+            self._record(Moments(count, mean, var * max(count - 1.0, 1.0)), None)
+        return y
 
     # --- buffers as a value ---------------------------------------------------------------------
 
@@ -80,8 +106,12 @@ class RunningLayer(KernelLayer):
             state: Any = self._state(domain)
             if state.batches is None:  # from before torch.nn counted them
                 state = state._replace(batches=torch.zeros((), dtype=torch.int64))
-            options = self.options
-            new = advance(state, batch, options.running, self.momentum, options.on_nonfinite)
+            options, momentum = self.options, self.momentum
+            if not self._counts_batches:
+                momentum = momentum or 0.0
+            new = advance(state, batch, options.running, momentum, options.on_nonfinite)
+            if not self._counts_batches:
+                new = new._replace(batches=state.batches)
         return partial(_write, state, new)
 
     def pending_steps(self) -> list[Callable[[], None]]:
