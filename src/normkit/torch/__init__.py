@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from normkit.torch import beyond, functional
+from normkit.torch.acceleration import accelerate
 from normkit.torch.domains import (
     AdaptiveBatchNorm1d,
     AdaptiveBatchNorm2d,
@@ -37,6 +38,7 @@ __all__ = [
     "SplitBatchNorm1d",
     "SplitBatchNorm2d",
     "SplitBatchNorm3d",
+    "accelerate",
     "beyond",
     "commit",
     "freeze",

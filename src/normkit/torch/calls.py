@@ -113,14 +113,16 @@ _PORTABLE = registry.portable(portable_torch)
 # --- on the kernels -------------------------------------------------------------------------------
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def is_plain_cpu(x: Tensor) -> bool:
-    """Whether x lies in this machine's memory as an ordinary strided tensor."""
+    """Whether x lies in this machine's memory as an ordinary strided tensor of real numbers."""
     return (
         type(x) in _PLAIN
         and x.device.type == "cpu"
         and x.layout is torch.strided
+        and x.dtype in _DTYPES
         and not x.is_neg()
     )
 
@@ -146,7 +148,7 @@ def _numbers(values: Any) -> np.ndarray:
 def _tensors(moments: Moments) -> Moments:
     """NumPy moments as tensors that share their memory."""
     count = moments.count
-    count = torch.from_numpy(np.ascontiguousarray(count)) if np.ndim(count) else float(count)
+    count = torch.from_numpy(np.array(count)) if np.ndim(count) else float(count)
     return Moments(count, torch.from_numpy(moments.mean), torch.from_numpy(moments.m2))
 
 
@@ -222,6 +224,7 @@ def can_repeat(node: Any) -> bool:
 
     A residual would be one more large tensor to keep, or to compute again in turn.
     """
+    # By its attributes: the node is an instance of a class that PyTorch makes from _Node.
     return hasattr(node, "engine_saved") and node.holds_x and not node.has_residual
 
 

@@ -2,13 +2,14 @@
 
 In conv -> norm -> relu -> conv, PyTorch keeps the first convolution's output for the norm and the
 relu's output for the second convolution. The second follows from the first by one pass over memory,
-so within :func:`lean_memory` only the first is kept: whoever wants to save the output of a
-:class:`normkit.torch.NormAct` saves a promise to recompute it. Works with any activation and any
-weights, because nothing is inverted.
+so within :func:`lean_memory` only the first is kept: whoever wants to save the output of a norm
+layer (with its activation, as in :class:`normkit.torch.NormAct`) saves a promise to recompute it.
+Works with any activation and any weights, because nothing is inverted.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -16,23 +17,35 @@ import torch
 
 from normkit.torch.calls import can_repeat, output_again
 
-__all__ = ["is_lean", "lean_memory", "offer"]
+__all__ = ["is_lean", "lean_memory", "offered"]
 
 Tensor = torch.Tensor
-_active: list[lean_memory] = []
+
+
+class _Local(threading.local):
+    """Each thread has its own contexts, as PyTorch's hooks are each thread's own."""
+
+    def __init__(self) -> None:
+        self.active: list[lean_memory] = []
+
+
+_local = _Local()
 
 
 class _Promise:
     """The output of a norm's node, computed again when asked for."""
 
-    __slots__ = ("node",)
+    __slots__ = ("node", "shape", "strides")
 
-    def __init__(self, node: Any) -> None:
-        self.node = node
+    def __init__(self, node: Any, like: Tensor) -> None:
+        self.node, self.shape, self.strides = node, like.shape, like.stride()
+
+    def keep(self) -> Tensor:
+        return output_again(self.node).as_strided(self.shape, self.strides)
 
 
 class lean_memory:  # noqa: N801 - a context manager, used like a function
-    """Within this context, keep no output of a ``NormAct`` for backward that can be recomputed.
+    """Within this context, keep no output of a norm layer for backward that can be recomputed.
 
     Around the forward pass only; gradients are the same, to the rounding of one recomputation.
 
@@ -49,11 +62,11 @@ class lean_memory:  # noqa: N801 - a context manager, used like a function
     def __enter__(self) -> lean_memory:
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
         self._hooks.__enter__()
-        _active.append(self)
+        _local.active.append(self)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        _active.remove(self)
+        _local.active.remove(self)
         self._hooks.__exit__(*error)
         self._offers.clear()
 
@@ -73,23 +86,30 @@ class lean_memory:  # noqa: N801 - a context manager, used like a function
             alive is not None
             and alive.data_ptr() == tensor.data_ptr()
             and tensor._version == version
-            and tensor.shape == alive.shape
-            and tensor.stride() == alive.stride()
             and tensor.dtype == alive.dtype
+            and _same_elements(tensor, alive)
         )
-        return _Promise(node) if same else tensor
+        return _Promise(node, tensor) if same else tensor
 
 
 def _unpack(packed: Any) -> Tensor:
-    return output_again(packed.node) if isinstance(packed, _Promise) else packed
+    return packed.keep() if isinstance(packed, _Promise) else packed
+
+
+def _same_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors at one address are the same stretch of memory, perhaps reshaped."""
+    if a.shape == b.shape and a.stride() == b.stride():
+        return True
+    return a.numel() == b.numel() and a.is_contiguous() and b.is_contiguous()
 
 
 def is_lean() -> bool:
-    """Whether a lean context is active."""
-    return bool(_active)
+    """Whether a lean context is active in this thread."""
+    return bool(_local.active)
 
 
-def offer(y: Tensor) -> None:
-    """Offer a NormAct's output to the active lean context, if there is one."""
-    if _active and y.grad_fn is not None and can_repeat(y.grad_fn):
-        _active[-1].offer(y)
+def offered(y: Tensor) -> Tensor:
+    """y, having been offered to the active lean context, if there is one."""
+    if _local.active and can_repeat(y.grad_fn):
+        _local.active[-1].offer(y)
+    return y

@@ -11,7 +11,6 @@ from normkit.epilogues import find_activation
 from normkit.errors import DTypeError
 from normkit.torch.adopt import adopt
 from normkit.torch.layers.base import KernelLayer
-from normkit.torch.lean import offer
 from normkit.torch.options import check_choice
 
 __all__ = ["NormAct"]
@@ -71,6 +70,4 @@ class NormAct(nn.Module):
         """The norm layer's options (``mask=``, ``domain=``, ...) are handed on."""
         if self.order == "activation_first":
             return self.norm(input, residual=residual, input_activation=self.activation, **options)
-        y = self.norm(input, residual=residual, activation=self.activation, **options)
-        offer(y)
-        return y
+        return self.norm(input, residual=residual, activation=self.activation, **options)

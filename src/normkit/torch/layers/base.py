@@ -12,7 +12,7 @@ from normkit.errors import ShapeError
 from normkit.norms import Norm
 from normkit.torch import native
 from normkit.torch.calls import Plan, is_plain_cpu, run
-from normkit.torch.lean import is_lean
+from normkit.torch.lean import is_lean, offered
 
 Tensor = torch.Tensor
 
@@ -68,9 +68,13 @@ class KernelLayer(nn.Module):
         self, input: Tensor, residual: Any, activation: str | None, input_activation: str | None
     ) -> Tensor | None:
         """What torch.nn's forward and PyTorch's operators give; None where they do not serve."""
+        if not isinstance(input, Tensor):
+            return self._torch_forward(input)  # torch.nn has words for it
+        if is_lean() and torch.is_grad_enabled():
+            return None  # PyTorch's operators keep their outputs
         if residual is None and activation is None and input_activation is None:
             return self._ordinary(input, False)
-        if is_lean() or not (native.knows(activation) and native.knows(input_activation)):
+        if not (native.knows(activation) and native.knows(input_activation)):
             return None
         if residual is not None and (
             residual.shape != input.shape or residual.dtype != input.dtype
@@ -101,7 +105,19 @@ class KernelLayer(nn.Module):
         """Whether torch.nn's own forward is as quick, or all there is."""
         if not is_plain_cpu(input) or not input.numel():
             return True
-        return native.is_small(self._norm(input), input, self._axis, fused)
+        if native.is_small(self._norm(input), input, self._axis, fused):
+            return True
+        return self._mixes_dtypes(input)
+
+    def _mixes_dtypes(self, input: Tensor) -> bool:
+        """Whether torch.nn may refuse these dtypes; then so do we, whatever the size."""
+        for held in (self._parameters.get("weight"), self._buffers.get("running_mean")):
+            if held is None or held.dtype is input.dtype:
+                continue
+            narrow = input.dtype is torch.bfloat16 or input.dtype is torch.float16
+            if not (narrow and held.dtype is torch.float32):
+                return True
+        return False
 
     def _affine(self, weight: Any, bias: Any) -> tuple[Any, Any]:
         """The layer's own parameters but for what the call gives."""
@@ -111,7 +127,8 @@ class KernelLayer(nn.Module):
     def _run(
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any
     ) -> tuple[Tensor, Any]:
-        return run(plan, x, *self._affine(weight, bias), residual)
+        y, moments = run(plan, x, *self._affine(weight, bias), residual)
+        return offered(y), moments
 
 
 def check_channels(input: Tensor, axis: int, expected: int, kind: str) -> None:

@@ -19,17 +19,20 @@ from normkit.torch.calls import Plan, Reducer, run_by_operators
 from normkit.torch.layers.base import check_channels
 from normkit.torch.layers.running import RunningLayer
 from normkit.torch.options import BatchOptions, RenormSchedule
-from normkit.torch.statistics import merge_sets
+from normkit.torch.statistics import RunningStatistics, merge_sets
 
 Tensor = torch.Tensor
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
-_norm_of = lru_cache(maxsize=64)(Norm)
+_cached_norm = lru_cache(maxsize=64)(Norm)
 _PLAIN = BatchOptions()
 
 
 class BatchLayer(RunningLayer, _BatchNorm):
     """torch.nn's batch norm with :class:`normkit.torch.options.BatchOptions` as keywords."""
+
+    #: What all ranks had in common when they last merged their statistics.
+    common_statistics: RunningStatistics | None = None
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         super().reset_running_stats()
         if "num_elements_tracked" in self._buffers:
             self.num_elements_tracked.zero_()
+            self.common_statistics = None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # torch.nn counts no elements: its statistics serve until the first batch replaces them.
@@ -82,6 +86,9 @@ class BatchLayer(RunningLayer, _BatchNorm):
             missing = torch.zeros_like(self.num_elements_tracked)
             state_dict.setdefault(prefix + "num_elements_tracked", missing)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if "num_elements_tracked" in self._buffers:
+            # As a rule all ranks load the same; sync_statistics() makes sure of it.
+            self.common_statistics = self.running_statistics()
 
     def extra_repr(self) -> str:
         return super().extra_repr() + str(self.options)
@@ -152,7 +159,8 @@ class BatchLayer(RunningLayer, _BatchNorm):
     def _norm(self, input: Tensor) -> Norm:  # noqa: ARG002
         options = self.options
         ghost = None if self._uses_running() else options.ghost
-        return _norm_of(samples=ghost or "all", scale=not options.mean_only, eps=self.eps)
+        make: Any = Norm if torch.compiler.is_compiling() else _cached_norm  # not traceable
+        return make(samples=ghost or "all", scale=not options.mean_only, eps=self.eps)
 
     def _call(
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any, domain: int | None

@@ -46,7 +46,8 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
         if input.dim() < 2 or (self.affine and self.num_features not in input.shape[:2]):
             return self._torch_forward(input)  # torch.nn has words for it
         frozen = self.training and self._uses_running()
-        if frozen or not self._suits_torch(input, fused):
+        # Of an empty input, torch.nn makes running statistics of NaN, or an IndexError.
+        if frozen or not input.numel() or not self._suits_torch(input, fused):
             return None
         if not self._stands_apart():
             return self._torch_forward(input)

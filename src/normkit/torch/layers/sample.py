@@ -17,6 +17,7 @@ from normkit.norms import RMSNorm as _RMSNorm
 from normkit.norms import TokenLayerNorm as _TokenLayerNorm
 from normkit.torch.calls import Plan, run
 from normkit.torch.layers.base import KernelLayer, check_channels
+from normkit.torch.lean import offered
 from normkit.torch.options import check_eps
 
 Tensor = torch.Tensor
@@ -83,7 +84,8 @@ class _TrailingLayer(SampleLayer):
         if residual is not None:
             residual = self._like(input, residual).reshape(shape)
         gamma, beta = _flat(gamma, per_sample[0]), _flat(beta, per_sample[1])
-        return run(plan, input.reshape(shape), gamma, beta, residual)[0].reshape(input.shape)
+        y, _ = run(plan, input.reshape(shape), gamma, beta, residual)
+        return offered(y).reshape(input.shape)
 
     def _per_sample(self, values: Any, input: Tensor, rank: int) -> bool:
         """Whether a call's weight or bias is one for each sample."""
@@ -171,6 +173,10 @@ class LayerNorm(_TrailingLayer, nn.LayerNorm):
 
 class RMSNorm(_TrailingLayer, nn.RMSNorm):
     """``torch.nn.RMSNorm`` on normkit's kernels: divides the trailing axes by their mean square."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
+        """As in every layer; torch.nn calls the input x here."""
+        return super().forward(x, **options)
 
     def _norm(self, input: Tensor) -> Norm:
         # torch.nn computes narrow dtypes in float32, and takes that dtype's eps.
