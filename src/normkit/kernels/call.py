@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from normkit.coefficients import gradient_line, set_slope
 from normkit.epilogues import Activation
 from normkit.layout import Layout
 
@@ -97,3 +98,22 @@ class Backend(Protocol):
         ``linear`` is None where there is no way through the variance; without activations x then
         does not matter.
         """
+
+
+def backpropagate_in_halves(
+    backend: Backend, call: Call, dy: Array, mean: Array, m2: Array
+) -> tuple[Array, Array, Array, Array]:
+    """:meth:`Backend.backpropagate` as the sums, then the rest."""
+    xp, count = backend.namespace(), backend.counts(call)
+    if not hasattr(count, "shape"):
+        count = xp.full_like(m2, count)
+    slope = set_slope(xp, count, m2, call.eps, call.center, call.scale)
+    offset = xp.zeros_like(slope)
+    dz, dzx, dgamma, dbeta = backend.gradient_sums(call, dy, mean, slope, offset)
+    safe = count + (count < 1)
+    linear, constant = gradient_line(
+        slope, m2 / safe, call.eps, safe, dz, dzx, float(call.center), float(call.scale)
+    )
+    linear = linear if call.scale else None
+    dx, dresidual = backend.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
+    return dx, dgamma, dbeta, dresidual

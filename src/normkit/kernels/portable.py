@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from normkit.coefficients import gradient_line, set_slope
-from normkit.kernels.call import Array, Call
+from normkit.coefficients import set_slope
+from normkit.kernels.call import Array, Call, backpropagate_in_halves
 
 __all__ = ["ArrayOps", "PortableBackend"]
 
@@ -223,17 +223,7 @@ class PortableBackend:
     def backpropagate(
         self, call: Call, dy: Array, mean: Array, m2: Array
     ) -> tuple[Array, Array, Array, Array]:
-        count = self._counts_array(call, m2)
-        slope = set_slope(self.xp, count, m2, call.eps, call.center, call.scale)
-        offset = self.xp.zeros_like(slope)
-        dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
-        safe = count + (count < 1)
-        linear, constant = gradient_line(
-            slope, m2 / safe, call.eps, safe, dz, dzx, float(call.center), float(call.scale)
-        )
-        linear = linear if call.scale else None
-        dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
-        return dx, dgamma, dbeta, dresidual
+        return backpropagate_in_halves(self, call, dy, mean, m2)
 
     def gradient_sums(
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array

@@ -15,6 +15,7 @@ import numpy as np
 
 from normkit.errors import NotNormalizableError
 from normkit.kernels.call import Backend, Call
+from normkit.kernels.masked import MaskedBackend
 from normkit.kernels.portable import PortableBackend
 
 __all__ = ["backend_for", "know_namespace", "namespace_of", "portable"]
@@ -54,6 +55,11 @@ def portable(xp: Any) -> PortableBackend:
 
 
 @cache
+def _masked() -> MaskedBackend:
+    return MaskedBackend(_compiled(), portable(array_api_compat.numpy))
+
+
+@cache
 def _compiled() -> Any:
     """The compiled backend for NumPy, or the reason why there is none."""
     try:
@@ -66,7 +72,7 @@ def _compiled() -> Any:
 
 
 def compiled_refusal(call: Call) -> str | None:
-    """Why NumPy's compiled kernels do not take the call; None if they do."""
+    """Why NumPy's compiled kernels do not take the call, its mask aside; None if they do."""
     compiled = _compiled()
     return compiled if isinstance(compiled, str) else compiled.refusal(call)
 
@@ -75,7 +81,7 @@ def backend_for(call: Call) -> Backend:
     """The fastest backend that takes the call."""
     if isinstance(call.x, np.ndarray):
         if compiled_refusal(call) is None:
-            return _compiled()
+            return _compiled() if call.mask is None else _masked()
         return portable(array_api_compat.numpy)
     return portable(namespace_of(call.x))
 
@@ -87,6 +93,11 @@ def explain(call: Call) -> str:
         hint = "; normkit.torch runs CPU tensors on the compiled ones" if library == "torch" else ""
         return f"portable ({library}): compiled kernels read NumPy arrays, x is of {library}{hint}"
     reason = compiled_refusal(call)
+    if reason is None and call.mask is not None:
+        return (
+            "compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;\n"
+            "portable (numpy): what the mask changes, the moments and a part of dx"
+        )
     if reason is None:
         return (
             "compiled (Numba, CPU): x is a NumPy array whose sets can be read in place;\n"

@@ -19,6 +19,7 @@ from normkit import checks, engine
 from normkit.coefficients import Renorm
 from normkit.kernels import registry
 from normkit.kernels.call import Backend, Call
+from normkit.kernels.masked import MaskedBackend
 from normkit.layout import layout_of, make_layout
 from normkit.moments import Moments
 from normkit.norms import Norm
@@ -134,9 +135,14 @@ def _compiled() -> Any:
     return CpuBackend(TorchHost())
 
 
+@cache
+def _masked() -> Backend:
+    return MaskedBackend(_compiled(), _PORTABLE)
+
+
 def _backend(call: Call) -> Backend:
     if is_plain_cpu(call.x) and _compiled().refusal(call) is None:
-        return _compiled()
+        return _compiled() if call.mask is None else _masked()
     return _PORTABLE
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from normkit.coefficients import gradient_line, set_slope
-from normkit.kernels.call import Array, Call, quiet
+from normkit.coefficients import set_slope
+from normkit.kernels.call import Array, Call, backpropagate_in_halves
 from normkit.kernels.cpu.access import Refusal, Request
 from normkit.kernels.cpu.launch import Launcher, launcher
 from normkit.kernels.memory import dense_strides
@@ -68,9 +68,7 @@ class CpuBackend:
     # --- choosing the way -----------------------------------------------------------------------
 
     def refusal(self, call: Call) -> str | None:
-        """Why the compiled kernels do not take the call; None if they do."""
-        if call.mask is not None:
-            return "masks are not compiled"
+        """Why the compiled kernels do not take the call, its mask aside; None if they do."""
         if 0 in call.layout.shape:
             return "x is empty"
         found = self._way(call)
@@ -240,7 +238,7 @@ class CpuBackend:
     ) -> tuple[Array, Array, Array, Array]:
         ready, ready_dy, launch = self._ready(call, dy)
         if not launch.access.fused:
-            return self._backpropagate_in_halves(call, dy, mean, m2)
+            return backpropagate_in_halves(self, call, dy, mean, m2)
         dx, dz, dz_address = self._gradient_targets(ready, launch)
         host = self.host
         dgamma, dbeta = launch.backpropagate(
@@ -266,21 +264,6 @@ class CpuBackend:
         if call.residual is None:
             return None
         return dy if call.activation is None else dz
-
-    @quiet
-    def _backpropagate_in_halves(
-        self, call: Call, dy: Array, mean: Array, m2: Array
-    ) -> tuple[Array, Array, Array, Array]:
-        count = self._count_array(call, m2)
-        slope = set_slope(np, count, m2, call.eps, call.center, call.scale)
-        offset = np.zeros_like(slope)
-        dz, dzx, dgamma, dbeta = self.gradient_sums(call, dy, mean, slope, offset)
-        linear, constant = gradient_line(
-            slope, m2 / count, call.eps, count, dz, dzx, float(call.center), float(call.scale)
-        )
-        linear = linear if call.scale else None
-        dx, dresidual = self.gradient_apply(call, dy, (mean, slope, offset, linear, constant))
-        return dx, dgamma, dbeta, dresidual
 
     def gradient_sums(
         self, call: Call, dy: Array, mean: Array, slope: Array, offset: Array

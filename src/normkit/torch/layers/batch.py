@@ -51,7 +51,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         )  # fmt: skip
         super().__init__(*args, **kwargs)
         options.check_tracking(self.track_running_stats)
-        self.options = options
+        self.options = _PLAIN if options == _PLAIN else options  # quick to compare
         self._prepare()
 
     def _prepare(self) -> None:
@@ -166,16 +166,15 @@ class BatchLayer(RunningLayer, _BatchNorm):
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any, domain: int | None
     ) -> Tensor:
         """One call with the statistics of one domain."""
-        state = None if self.running_mean is None else self._state(domain)
         if self._uses_running():
-            assert state is not None
+            state = self._state(domain)
             plan = replace(plan, statistics=(state.mean.clone(), state.var.clone()))
             return self._run(plan, x, weight, bias, residual)[0]
         if not x.numel() and plan.reducer is None:
             return self._run(plan, x, weight, bias, residual)[0]
         if self.options.renorm is not None:
-            plan = replace(plan, renorm=self._renorm(state, x))
-        small = self._small_sets(plan, x, state)
+            plan = replace(plan, renorm=self._renorm(self._state(domain), x))
+        small = self._small_sets(plan, x, domain)
         if small is not None:
             gamma, beta = self._affine(weight, bias)
             y, moments = run_by_operators(replace(plan, reducer=small), x, gamma, beta, residual)
@@ -209,12 +208,13 @@ class BatchLayer(RunningLayer, _BatchNorm):
 
     # --- sets that are too small ----------------------------------------------------------------
 
-    def _small_sets(self, plan: Plan, x: Tensor, state: Any) -> _SmallSets | None:
+    def _small_sets(self, plan: Plan, x: Tensor, domain: int | None) -> _SmallSets | None:
         """What stands in for the statistics of sets with a single element, if there are any."""
         smallest = self._smallest_set(x)
         if self.options.on_small_batch == "running":
             masked = plan.mask is not None or plan.lengths is not None
             if smallest < 2 or masked or plan.reducer is not None:
+                state = self._state(domain)
                 return _SmallSets(state.mean.clone(), state.var.clone(), plan.reducer)
         elif smallest < 2 and self.training and plan.reducer is None:
             raise ValueError(
