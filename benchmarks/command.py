@@ -1,6 +1,6 @@
 """Run the benchmark: ``python benchmarks/run.py``, or ``make bench``.
 
-A whole run (no --case, --peer or --quick) is kept in benchmarks/results and fills
+A whole run (no --case, --peer, --suite or --quick) is kept in benchmarks/results and fills
 docs/benchmarks.md; any other run is only printed, unless --out says where to keep it.
 """
 
@@ -15,17 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import bench_cases
-from bench_cases import CASES, QUICK, Case, case_of
-from benchmarks import RESULTS, driver, machine, report, startup
+from bench_cases import CASES, LAYERS, QUICK, QUICK_LAYERS, Case, case_of
+from benchmarks import RESULTS, machine, report, suites
 from benchmarks.driver import Plan
 from benchmarks.peers import PEERS
-
-# The same channels, four times the samples: what grows with x must show.
-MEMORY_CASES = (
-    Case("batch", (8, 256, 56, 56)),
-    Case("batch", (32, 256, 56, 56)),
-)
-MEMORY_PEERS = ("normkit", "numpy", "eager")
+from benchmarks.suites import SUITES
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -33,15 +27,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few cases, short rounds")
     parser.add_argument("--case", help="only cases whose id has all these parts: batch,8x64,first")
     parser.add_argument("--peer", help=f"only these, separated by commas: {','.join(PEERS)}")
+    parser.add_argument("--suite", help=f"only these, separated by commas: {','.join(SUITES)}")
     parser.add_argument("--rounds", type=int, help="rounds of each peer and case (default 7)")
     parser.add_argument("--out", type=Path, help="where to keep the results (JSON)")
     chosen = parser.parse_args(argv)
-    unknown = set(chosen.peer.split(",") if chosen.peer else ()) - set(PEERS)
-    if unknown:
-        parser.error(f"got the peers {sorted(unknown)}; expected some of {sorted(PEERS)}")
+    for what, given, known in (("peers", chosen.peer, PEERS), ("suites", chosen.suite, SUITES)):
+        unknown = set(given.split(",") if given else ()) - set(known)
+        if unknown:
+            parser.error(f"got the {what} {sorted(unknown)}; expected some of {sorted(known)}")
     if chosen.rounds is not None and chosen.rounds < 1:
         parser.error(f"got --rounds {chosen.rounds}; expected at least 1")
-    if chosen.case and not bench_cases.find(chosen.case):
+    if chosen.case and not bench_cases.find(chosen.case, CASES + LAYERS):
         parser.error(f"no case has {chosen.case!r} in its id, such as {CASES[0].id}")
     return chosen
 
@@ -50,6 +46,20 @@ def chosen_cases(chosen: argparse.Namespace) -> list[Case]:
     if chosen.case:
         return bench_cases.find(chosen.case)
     return [case_of(name) for name in QUICK] if chosen.quick else list(CASES)
+
+
+def chosen_layers(chosen: argparse.Namespace) -> list[Case]:
+    if chosen.case:
+        return bench_cases.find(chosen.case, LAYERS)
+    return list(QUICK_LAYERS if chosen.quick else LAYERS)
+
+
+def chosen_suites(chosen: argparse.Namespace) -> list[str]:
+    if chosen.suite:
+        return chosen.suite.split(",")
+    if chosen.peer:  # the peers are those of the norms' cases
+        return ["cases"]
+    return ["cases", "layers"] if chosen.case else list(SUITES)
 
 
 def chosen_peers(chosen: argparse.Namespace) -> list[str]:
@@ -72,8 +82,11 @@ def default_path(results: dict[str, Any]) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     chosen = arguments(argv)
-    cases, peers, plan = chosen_cases(chosen), chosen_peers(chosen), chosen_plan(chosen)
-    whole = not (chosen.quick or chosen.case or chosen.peer)
+    whole = not (chosen.quick or chosen.case or chosen.peer or chosen.suite)
+    plan = chosen_plan(chosen)
+    choice = suites.Choice(
+        chosen_cases(chosen), chosen_peers(chosen), chosen_layers(chosen), plan, chosen.quick, whole
+    )
     began = time.monotonic()
     results: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -81,23 +94,10 @@ def main(argv: list[str] | None = None) -> None:
         "versions": machine.versions(),
         "commit": machine.commit(),
         "plan": {"rounds": plan.rounds, "round_seconds": plan.round_seconds},
-        "cases": [],
-        "memory": [],
-        "startup": {"seconds": {}, "skipped": {}},
+        **suites.nothing(),
     }
-    print(report.HEADER, flush=True)
-    for case in cases:
-        row = driver.measure(case, peers, plan)
-        results["cases"].append(row)
-        print(report.line(row), flush=True)
-        if (row["others"] or 0) > report.BUSY:
-            print(f"    poor figures: others took {row['others']:.0%} of the machine", flush=True)
-        for peer, reason in row["skipped"].items():
-            print(f"    {peer} skipped: {reason}", flush=True)
-    if not (chosen.case or chosen.peer):
-        measured = MEMORY_CASES[:1] if chosen.quick else MEMORY_CASES
-        results["memory"] = [driver.peak_memory(case, MEMORY_PEERS) for case in measured]
-        results["startup"] = startup.measure(runs=2 if chosen.quick else 5, cold=whole)
+    for name in chosen_suites(chosen):
+        results[name] = SUITES[name](choice)
     results["minutes"] = round((time.monotonic() - began) / 60, 1)
     print()
     print(report.targets_text(results))

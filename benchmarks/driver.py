@@ -162,17 +162,50 @@ def describe(case: Case) -> dict[str, Any]:
     }
 
 
-def peak_memory(case: Case, peers: Iterable[str]) -> dict[str, Any]:
-    """Peak memory of one step beyond its inputs and results, each peer in a fresh process."""
+def ask_apart(
+    case: Case, peers: Iterable[str], **request: Any
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """One request to each peer in a fresh process; the answers, and who was skipped and why."""
+    answers: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    beyond: dict[str, Any] = {}
     for peer in peers:
         workers = {peer: Worker(peer, case)}
         try:
-            beyond |= _ask_all(
-                workers, skipped, lambda worker: worker.ask(FIRST_REPLY, do="memory")
-            )
+            answers |= _ask_all(workers, skipped, lambda worker: worker.ask(FIRST_REPLY, **request))
         finally:
             for worker in workers.values():
                 worker.close()
+    return answers, skipped
+
+
+def peak_memory(case: Case, peers: Iterable[str]) -> dict[str, Any]:
+    """Peak memory of one step beyond its inputs and results."""
+    beyond, skipped = ask_apart(case, peers, do="memory")
     return describe(case) | {"memory": beyond, "skipped": skipped}
+
+
+def bytes_saved(case: Case, peers: Iterable[str]) -> dict[str, Any]:
+    """Bytes that one forward pass keeps for backward."""
+    saved, skipped = ask_apart(case, peers, do="saved")
+    return describe(case) | {"saved": saved, "skipped": skipped}
+
+
+def price_of_call(case: Case, mode: str, processes: int, blocks: int) -> dict[str, Any]:
+    """Seconds of a call of torch.nn's layer and ours; each process's median is one sample."""
+    answers = []
+    skipped: dict[str, str] = {}
+    for _ in range(processes):
+        answer, skipped = ask_apart(case, [mode], do="price", blocks=blocks)
+        if skipped:
+            break
+        answers.append(answer[mode])
+    shape = ", ".join(map(str, case.shape))
+    found = {
+        quantity: {
+            name: figures.summarise([answer[quantity][name] for answer in answers])
+            for name in names
+        }
+        for quantity, names in (answers[0] if answers else {}).items()
+    }
+    row = describe(case) | {"id": f"{case.norm} ({shape}), {mode}"}
+    return row | {"mode": mode, "price": found, "skipped": skipped}

@@ -9,33 +9,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from bench_cases import MB
-from benchmarks import RESULTS, ROOT, figures
-from benchmarks.targets import Row, judge, ratio
+from benchmarks import RESULTS, ROOT
+from benchmarks.goals import Results, Row, ratio
+from benchmarks.layer_report import LAYER_PARTS
+from benchmarks.tables import MISSING, number, table, times, times_and_spread
+from benchmarks.targets import judge
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-MISSING = "–"
+TIMED = ("cases", "layers", "networks")  # parts of the results whose processes take turns
 BUSY = 0.1  # the share of the machine taken by others from which a case's figures are called poor
 HEADER = (
     f"{'case':46} {'MB':>6} {'eager ms':>9} {'ours ms':>9}"
     f" {'eager':>6} {'numpy':>6} {'compile':>7} {'jax':>6} {'copy':>6} {'stream':>6}"
 )
-
-
-def _milliseconds(summary: figures.Summary) -> str:
-    value = summary["median"] * 1e3
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-
-def _times(row: Row, peer: str, quantity: str = "step") -> str:
-    found = row["times"].get(peer)
-    return _milliseconds(found[quantity]) if found else MISSING
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
 
 
 def ratios(row: Row) -> dict[str, float | None]:
@@ -53,16 +41,14 @@ def ratios(row: Row) -> dict[str, float | None]:
 def line(row: Row) -> str:
     """One case as a line of a run's output, under HEADER."""
     widths = (6, 6, 7, 6, 6, 6)
-    cells = [
-        f"{_number(value):>{w}}" for value, w in zip(ratios(row).values(), widths, strict=True)
-    ]
+    cells = [f"{number(value):>{w}}" for value, w in zip(ratios(row).values(), widths, strict=True)]
     return (
-        f"{row['id']:46} {row['bytes'] / MB:6.1f} {_times(row, 'eager'):>9}"
-        f" {_times(row, 'normkit'):>9} {' '.join(cells)}"
+        f"{row['id']:46} {row['bytes'] / MB:6.1f} {times(row, 'eager'):>9}"
+        f" {times(row, 'normkit'):>9} {' '.join(cells)}"
     )
 
 
-def targets_text(results: dict[str, Any]) -> str:
+def targets_text(results: Results) -> str:
     """The targets that these results can judge, for the terminal."""
     lines = [
         f"{verdict.replace('*', ''):18} {target.group}: {target.text}: "
@@ -73,12 +59,7 @@ def targets_text(results: dict[str, Any]) -> str:
     return "\n".join(lines) or "no target can be judged by this run"
 
 
-def _table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
-    rule = [":---" if i < left else "---:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])
-
-
-def targets_table(results: dict[str, Any]) -> str:
+def targets_table(results: Results) -> str:
     rows = [
         [
             target.group,
@@ -95,24 +76,19 @@ def targets_table(results: dict[str, Any]) -> str:
     for before, row in zip(reversed(rows[:-1]), reversed(rows[1:]), strict=True):
         if before[0] == row[0]:
             row[0] = ""
-    return _table(head, rows, left=6)
+    return table(head, rows, left=6)
 
 
-def cases_table(results: dict[str, Any]) -> str:
+def cases_table(results: Results) -> str:
     rows = []
     for row in results["cases"]:
-        times = row["times"]
-        spreads = [
-            f"{figures.spread(times[peer]['step']):.0%}" if peer in times else MISSING
-            for peer in ("eager", "normkit")
-        ]
         rows.append(
             [
                 f"`{row['id']}`",
                 f"{row['bytes'] / MB:.3g}",
-                f"{_times(row, 'eager')} ({spreads[0]})",
-                f"{_times(row, 'normkit')} ({spreads[1]})",
-                *map(_number, ratios(row).values()),
+                times_and_spread(row, "eager"),
+                times_and_spread(row, "normkit"),
+                *map(number, ratios(row).values()),
             ]
         )
     head = [
@@ -127,10 +103,10 @@ def cases_table(results: dict[str, Any]) -> str:
         "forward / copy",
         "backward / stream",
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def memory_table(results: dict[str, Any]) -> str:
+def memory_table(results: Results) -> str:
     rows = []
     for row in results["memory"]:
         for peer, found in row["memory"].items():
@@ -144,10 +120,10 @@ def memory_table(results: dict[str, Any]) -> str:
                 f"{beyond:.1f}",
             ]
             rows.append([*cells, found["method"]])
-    return _table(["x", "peer", "x, MB", "results, MB", "beyond, MB", "measured by"], rows, left=2)
+    return table(["x", "peer", "x, MB", "results, MB", "beyond, MB", "measured by"], rows, left=2)
 
 
-def startup_table(results: dict[str, Any]) -> str:
+def startup_table(results: Results) -> str:
     rows = [
         [
             name,
@@ -158,25 +134,27 @@ def startup_table(results: dict[str, Any]) -> str:
         ]
         for name, found in results["startup"]["seconds"].items()
     ]
-    return _table(["", "median, s", "min", "max", "runs"], rows)
+    return table(["", "median, s", "min", "max", "runs"], rows)
 
 
-def _busy(results: dict[str, Any]) -> list[str]:
+def _busy(results: Results) -> list[str]:
     """A line on the cases that had to share the machine; none where there is none."""
-    shares = {row["id"]: row["others"] or 0.0 for row in results["cases"]}
+    timed = [row for part in TIMED for row in results.get(part, ())]
+    shares = {row["id"]: row["others"] or 0.0 for row in timed}
     poor = [f"`{name}` ({share:.0%})" for name, share in shares.items() if share > BUSY]
     text = "- poor figures, as other processes took part of the machine's time: "
     return [text + ", ".join(poor)] if poor else []
 
 
-def facts(results: dict[str, Any]) -> str:
+def facts(results: Results) -> str:
     machine, versions = results["machine"], results["versions"]
     caches = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     skipped = sorted(
         {
             f"{peer} on `{row['id']}`: {reason}"
-            for row in (*results["cases"], *results["memory"])
+            for part in (*TIMED, "price", "saved", "memory")
+            for row in results.get(part, ())
             for peer, reason in row["skipped"].items()
         }
         | {f"{name}: {reason}" for name, reason in results["startup"]["skipped"].items()}
@@ -197,12 +175,13 @@ PARTS = {
     "facts": facts,
     "targets": targets_table,
     "cases": cases_table,
+    **LAYER_PARTS,
     "memory": memory_table,
     "startup": startup_table,
 }
 
 
-def fill(results: dict[str, Any], page: Path = PAGE) -> None:
+def fill(results: Results, page: Path = PAGE) -> None:
     """Replace what stands between the page's marks by what the results say."""
     text = page.read_text()
     for name, render in PARTS.items():

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bench_cases import Case
-from benchmarks import figures
+from benchmarks import figures, price, saved
+from benchmarks.layers import LAYER_PEERS
 from benchmarks.peers import PEERS, THREADS, Session
+from benchmarks.training import NETWORK_PEERS
 
-MIB = 1 << 20
+SESSIONS = {**PEERS, **LAYER_PEERS, **price.PRICE_PEERS, **NETWORK_PEERS}
 STATUS = Path("/proc/self/status")
 
 
@@ -126,7 +128,13 @@ def answer(session: Session, request: dict[str, Any]) -> dict[str, Any]:
             return one_round(session, request["count"])
         case "memory":
             return memory(session)
-    raise ValueError(f"got the request {request!r}; expected prepare, round or memory")
+        case "price":
+            assert isinstance(session, price.Pair)
+            return price.measure(session, request["blocks"])
+        case "saved":
+            return saved.bytes_kept(session)
+    expected = "prepare, round, memory, price or saved"
+    raise ValueError(f"got the request {request!r}; expected {expected}")
 
 
 def case_from(text: str) -> Case:
@@ -143,7 +151,7 @@ def main(peer: str, text: str) -> None:
     session: Session | None = None
     for line in sys.stdin:
         try:
-            session = session or PEERS[peer](case_from(text))
+            session = session or SESSIONS[peer](case_from(text))
             reply = answer(session, json.loads(line))
         except Exception as error:  # told to the driver, which skips this peer with the reason
             reason = " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""The one table of benchmark cases.
+"""The tables of benchmark cases: norms, layers, the price of a call, and networks.
 
 ``benchmarks/`` times these rows; ``tests/test_benchmark.py`` checks, at reduced sizes, that what is
 timed is also right. The shape is always written channels first, (N, C, *positions), or (rows,
@@ -8,6 +8,7 @@ width) for norms over tokens; ``layout`` says how it lies in memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ MB = 1_000_000
 class Case:
     """One row: which norm, on what, in which memory layout and dtype."""
 
-    norm: str  # batch, layer, token_layer, rms, instance, group
+    norm: str  # batch, layer, token_layer, rms, instance, group; or a layer's or network's name
     shape: tuple[int, ...]
     layout: str = "first"  # first | last | tokens (the normalized axis is the last, contiguous one)
     dtype: str = "float32"
@@ -61,7 +62,7 @@ class Case:
 
     @property
     def has_beta(self) -> bool:
-        return self.norm != "rms"
+        return self.norm not in ("rms", "RMSNorm")
 
     def reduced(self) -> Case:
         """The same case on some twenty thousand elements: every option kept, the sizes cut down.
@@ -163,10 +164,55 @@ QUICK = (
 )
 
 
-def find(pattern: str) -> list[Case]:
+def _layers() -> list[Case]:
+    """torch.nn's layers, small, medium and large; trailing norms over tokens and whole maps."""
+    maps = [
+        Case(name, shape, layout, dtype, groups)
+        for name, groups in (("BatchNorm2d", None), ("GroupNorm", 32), ("InstanceNorm2d", None))
+        for dtype in DTYPES
+        for layout in ("first", "last")
+        for shape in (IMAGES[4], IMAGES[3], IMAGES[1])
+    ]
+    trailing = [
+        case
+        for name in ("LayerNorm", "RMSNorm")
+        for dtype in DTYPES
+        for case in (
+            *(Case(name, shape, "tokens", dtype) for shape in (DENSE[0], *TOKENS)),
+            *(
+                Case(name, shape, layout, dtype, affine="element")
+                for layout in ("first", "last")
+                for shape in (IMAGES[4], IMAGES[2])
+            ),
+        )
+    ]
+    return maps + trailing
+
+
+LAYERS: tuple[Case, ...] = tuple(_layers())
+QUICK_LAYERS = tuple(
+    case
+    for case in LAYERS
+    if case.dtype == "float32" and case.layout != "last" and case.shape in (IMAGES[4], DENSE[0])
+)
+
+# Inputs so small that nothing but the call itself takes time.
+CALLS = (
+    Case("BatchNorm1d", (8, 16)),
+    Case("LayerNorm", (8, 16), "tokens"),
+    Case("RMSNorm", (8, 16), "tokens"),
+    Case("GroupNorm", (8, 16, 1), groups=4),
+)
+
+# Networks of benchmarks/networks.py, by name, and their input.
+NETWORKS = tuple(Case("ResNet18", (32, 3, 32, 32), layout) for layout in ("first", "last"))
+CHAINS = tuple(Case("Chain8", (32, 64, 32, 32), layout) for layout in ("first", "last"))
+
+
+def find(pattern: str, cases: Sequence[Case] = CASES) -> list[Case]:
     """The cases whose id contains every part of the pattern (parts separated by commas)."""
     parts = [part for part in pattern.split(",") if part]
-    return [case for case in CASES if all(part in case.id for part in parts)]
+    return [case for case in cases if all(part in case.id for part in parts)]
 
 
 def case_of(name: str) -> Case:

@@ -19,8 +19,20 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from bench_cases import CASES, Case  # noqa: E402
-from benchmarks import command, driver, figures, machine, peers, report, targets, worker  # noqa: E402
+from bench_cases import CALLS, CASES, CHAINS, LAYERS, NETWORKS, Case  # noqa: E402
+from benchmarks import (  # noqa: E402
+    command,
+    driver,
+    figures,
+    layer_targets,
+    machine,
+    peers,
+    price,
+    report,
+    suites,
+    targets,
+    worker,
+)
 
 # The worker's measurements
 
@@ -92,6 +104,30 @@ def test_our_own_work_is_not_that_of_others() -> None:
     assert everything - share == pytest.approx(used, abs=0.1)
 
 
+def test_blocks_of_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = 0.0, list[str]()
+    monkeypatch.setattr(price.time, "perf_counter", lambda: now)
+
+    def call(name: str, seconds: float) -> None:
+        nonlocal now
+        now += seconds * (1 + 0.1 * now)  # the machine becomes slower and slower
+        order.append(name)
+
+    found = price.alternated(
+        {"nn": lambda: call("nn", 0.01), "normkit": lambda: call("normkit", 0.03)}, 4
+    )
+    blocks = order[:: price.CALLS]
+    assert [name for name in blocks for _ in range(price.CALLS)] == order
+    assert blocks[2:] == ["nn", "normkit", "normkit", "nn"] * 2  # after one each to warm up
+    assert found["nn"] > 0.01
+    assert found["over"] == pytest.approx(found["normkit"] - found["nn"], rel=0.05)
+
+
+def test_an_unknown_request_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'dance'.*expected prepare"):
+        worker.answer(Recorder(), {"do": "dance"})
+
+
 # Figures
 
 
@@ -129,6 +165,23 @@ def test_every_peer_begins_a_round_and_follows_different_ones() -> None:
 # Targets and the page
 
 
+def timed_row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
+    return driver.describe(case) | {"times": found, "others": 0.0, "skipped": {}}
+
+
+def price_row(case: Case, over: float) -> dict[str, Any]:
+    each = {"nn": 2e-5, "normkit": 2e-5 + over, "over": over}
+    found = {name: figures.summarise([value]) for name, value in each.items()}
+    both = dict.fromkeys(price.QUANTITIES, found)
+    return driver.describe(case) | {"id": f"{case.norm}, train", "price": both, "skipped": {}}
+
+
+def saved_row(case: Case, lean: int) -> dict[str, Any]:
+    kept = {"network": 120_000_000, "swapped": 120_000_000, "accelerated": 110_000_000}
+    saved = {peer: {"kept": value} for peer, value in (kept | {"lean": lean}).items()}
+    return driver.describe(case) | {"saved": saved, "skipped": {}}
+
+
 def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
     """Results of a run in which every step of ours takes a second, forward and backward half."""
 
@@ -142,7 +195,9 @@ def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
         found = {peer: times(s) for peer, s in costs.items() if peers.applies(peer, case)}
         if peers.applies("memory", case):
             found["memory"] = times(memory)
-        rows.append(driver.describe(case) | {"times": found, "others": 0.0, "skipped": {}})
+        rows.append(timed_row(case, found))
+    layered = {"nn": 2.0, "nn-compiled": 1.5, "normkit-layer": 1.0}
+    networked = {"network": 4.0, "swapped": 3.0, "accelerated": 2.0, "lean": 2.5}
     beyond = {
         peer: {"beyond": 1_000_000, "outputs": 2 * CASES[1].bytes, "method": "VmHWM"}
         for peer in ("normkit", "numpy")
@@ -158,6 +213,12 @@ def made_up(eager: float = 4.5, memory: float = 0.8) -> dict[str, Any]:
         "plan": {"rounds": 1, "round_seconds": 0.1},
         "minutes": 1.0,
         "cases": rows,
+        "layers": [timed_row(case, {p: times(s) for p, s in layered.items()}) for case in LAYERS],
+        "networks": [
+            timed_row(case, {p: times(s) for p, s in networked.items()}) for case in NETWORKS
+        ],
+        "price": [price_row(case, 5e-6) for case in CALLS],
+        "saved": [saved_row(case, 60_000_000) for case in (*NETWORKS, *CHAINS)],
         "memory": [driver.describe(CASES[1]) | {"memory": beyond, "skipped": {}}],
         "startup": {
             "seconds": {name: figures.summarise([value]) for name, value in seconds.items()},
@@ -196,8 +257,55 @@ def test_one_slow_case_is_found() -> None:
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    empty = made_up() | {"cases": [], "memory": [], "startup": {"seconds": {}, "skipped": {}}}
+    empty = made_up() | suites.nothing()
     assert set(verdicts(empty).values()) == {"not measured"}
+    for name in ("layers", "networks", "price", "saved"):
+        del empty[name]  # as in the results from before these parts
+    assert set(verdicts(empty).values()) == {"not measured"}
+    assert report.PARTS["networks"](empty) == "Not measured by the newest results."
+
+
+def test_a_slow_layer_is_named() -> None:
+    slow = made_up()
+    words = "Slower than torch.nn's eager layer by more than 10%: "
+    assert report.PARTS["layers"](slow).endswith(words + "none.")
+    row = next(row for row in slow["layers"] if row["norm"] == "GroupNorm")
+    row["times"]["normkit-layer"]["step"]["median"] = 2.5
+    assert report.PARTS["layers"](slow).endswith(words + f"`{row['id']}` (1.25×).")
+    found = verdicts(slow)
+    (missed,) = [name for name, verdict in found.items() if verdict != "met"]
+    assert missed.endswith("every case of GroupNorm: our time against torch.nn's")
+    assert found[missed] == "**missed by 13.6%**"
+
+
+def test_a_dear_call_is_named() -> None:
+    dear = made_up()
+    assert report.PARTS["price"](dear).endswith("More than 15 µs beyond torch.nn's: none.")
+    dear["price"][1] = price_row(CALLS[1], 18e-6)
+    text = report.PARTS["price"](dear)
+    assert "| LayerNorm, train | 20.0 | 38.0 | 18.0 (18.0 to 18.0) |" in text
+    assert text.endswith(": LayerNorm, train, forward (18.0 µs); LayerNorm, train, "
+                         "forward + backward (18.0 µs).")  # fmt: skip
+    found = verdicts(dear)
+    assert found["The price of a call: forward, beyond torch.nn's, every layer"] == (
+        "**missed by 20.0%**"
+    )
+
+
+def test_the_worst_lean_chain_is_judged() -> None:
+    results = made_up()
+    results["saved"][-1] = saved_row(CHAINS[-1], 90_000_000)
+    (target,) = (t for t in layer_targets.LAYER_TARGETS if t.group == "Kept for backward")
+    measured = target.measure(results)
+    assert measured is not None
+    assert measured.value == 0.75
+    assert CHAINS[-1].id in measured.note
+    assert "lean memory | 90.0 | 0.75 |" in report.PARTS["saved"](results)
+
+
+def test_each_variant_of_a_network_has_its_ratio() -> None:
+    rows = report.PARTS["networks"](made_up()).splitlines()
+    assert [row.rsplit("|", 2)[1].strip() for row in rows[2:6]] == ["1.00", "1.33", "2.00", "1.60"]
 
 
 def test_the_page_is_filled_and_the_rest_of_it_kept(tmp_path: Path) -> None:
@@ -252,6 +360,7 @@ def test_a_peer_that_fails_is_skipped_with_its_reason() -> None:
         (["--peer", "normkit,tensorflow"], "tensorflow"),
         (["--case", "no-such-case"], "no-such-case"),
         (["--rounds", "0"], "--rounds 0"),
+        (["--suite", "layers,weather"], "weather"),
     ],
 )
 def test_unknown_arguments_are_refused(
@@ -260,6 +369,30 @@ def test_unknown_arguments_are_refused(
     with pytest.raises(SystemExit):
         command.arguments(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", list(suites.SUITES)),
+        ("--quick", list(suites.SUITES)),
+        ("--peer eager", ["cases"]),
+        ("--case 8x64", ["cases", "layers"]),
+        ("--suite price,layers", ["price", "layers"]),
+    ],
+)
+def test_the_parts_that_a_run_measures(line: str, expected: list[str]) -> None:
+    assert command.chosen_suites(command.arguments(line.split())) == expected
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")
+def test_the_price_of_a_call_from_end_to_end() -> None:
+    row = driver.price_of_call(CALLS[0], "eval", processes=1, blocks=2)
+    assert (row["id"], row["skipped"]) == ("BatchNorm1d (8, 16), eval", {})
+    for quantity in price.QUANTITIES:
+        found = row["price"][quantity]
+        assert 0 < found["nn"]["median"] < 0.1
+        assert 0 < found["normkit"]["median"] < 0.1
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch")

@@ -14,19 +14,32 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-from bench_cases import CASES, QUICK, Case, arrays, case_of, find  # noqa: E402
-from benchmarks import peers  # noqa: E402
+from bench_cases import (  # noqa: E402
+    CALLS,
+    CASES,
+    CHAINS,
+    LAYERS,
+    NETWORKS,
+    QUICK,
+    Case,
+    arrays,
+    case_of,
+    find,
+)
+from benchmarks import layers, peers, price, saved, training  # noqa: E402
 
 torch = pytest.importorskip("torch")
 
 import normkit as nk  # noqa: E402
 import normkit.torch as nt  # noqa: E402
+from benchmarks.networks import ResNet18  # noqa: E402
 
 # The case table
 
 
 def test_ids_are_unique_and_found() -> None:
-    assert len({case.id for case in CASES}) == len(CASES)
+    every = (*CASES, *LAYERS, *NETWORKS, *CHAINS)
+    assert len({case.id for case in every}) == len(every)
     assert all(case_of(case.id) is case for case in CASES)
     assert [case_of(name) for name in QUICK]
     with pytest.raises(KeyError, match="no-such"):
@@ -72,8 +85,19 @@ def test_every_norm_is_timed_in_both_dtypes_and_somewhere_small() -> None:
         assert max(case.bytes for case in rows) >= 25_000_000
 
 
+def test_every_layer_is_timed_in_both_layouts_and_dtypes_and_at_three_sizes() -> None:
+    for name in ("BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm", "RMSNorm"):
+        rows = [case for case in LAYERS if case.norm == name]
+        for dtype in ("float32", "bfloat16"):
+            assert {"first", "last"} <= {c.layout for c in rows if c.dtype == dtype}
+            sizes = sorted(c.bytes for c in rows if c.dtype == dtype)
+            assert sizes[0] < 2_000_000
+            assert sizes[-1] > 30_000_000
+            assert any(6_000_000 < size < 30_000_000 for size in sizes)
+
+
 def test_a_reduced_case_keeps_its_options() -> None:
-    for case in CASES:
+    for case in CASES + LAYERS:
         small = case.reduced()
         assert small.options == case.options
         assert (small.norm, small.layout, small.dtype) == (case.norm, case.layout, case.dtype)
@@ -179,3 +203,120 @@ def test_release_lets_go_of_everything() -> None:
     session.release()
     assert session.y is None
     assert set(session.gradients().values()) == {None}
+
+
+# Layers and networks
+
+
+@pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.id)
+def test_the_layers_that_are_timed_are_right(case: Case) -> None:
+    small = case.reduced()
+    truth = results(layers.TorchLayer(small, dtype=torch.float64))
+    ours = layers.NormkitLayer(small)
+    assert type(ours.layer) is getattr(nt, case.norm)
+    assert not ours.layer._suits_torch(ours.inputs["x"], False)
+    check(results(ours), truth, case.dtype)
+    if case.dtype == "float32":
+        check(results(layers.TorchLayer(small)), truth, case.dtype)
+
+
+def test_layers_have_the_case_s_parameters_and_layout() -> None:
+    case = find("BatchNorm2d-8x64,last", LAYERS)[0].reduced()
+    session = layers.TorchLayer(case)
+    np.testing.assert_array_equal(session.layer.weight.detach(), arrays(case)["gamma"])
+    assert session.inputs["x"].is_contiguous(memory_format=torch.channels_last)
+    results(session)
+    session.release()
+    assert session.layer.weight.grad is None
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.norm)
+@pytest.mark.parametrize("mode", price.PRICE_PEERS)
+def test_the_calls_that_are_priced_are_the_same(case: Case, mode: str) -> None:
+    pair = price.PRICE_PEERS[mode](case)
+    assert {session.layer.training for session in pair.layers.values()} == {mode == "train"}
+    found = {name: results(session) for name, session in pair.layers.items()}
+    for name, value in found["nn"].items():
+        np.testing.assert_array_equal(found["normkit"][name], value)
+
+
+SMALL_NETWORKS = (Case("ResNet18", (2, 3, 16, 16)), Case("Chain8", (2, 6, 8, 8), "last"))
+
+
+@pytest.mark.parametrize("peer", ["swapped", "accelerated", "lean"])
+@pytest.mark.parametrize("case", SMALL_NETWORKS, ids=lambda case: case.norm)
+def test_every_variant_of_a_network_trains_the_same(case: Case, peer: str) -> None:
+    nt.use_native_up_to(0)
+    losses = []
+    for name in ("network", peer):
+        torch.manual_seed(0)
+        session = training.NETWORK_PEERS[name](case)
+        session.model.double()
+        session.x = session.x.double()
+        session.forward()
+        losses.append(session.y.item())
+        session.backward()
+        losses.append({k: v.clone() for k, v in session.gradients().items()})
+        session.release()
+        assert set(session.gradients().values()) == {None}
+    assert losses[0] == pytest.approx(losses[2], rel=1e-10)
+    torch.testing.assert_close(losses[3], losses[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_step_changes_the_network() -> None:
+    session = training.Network(SMALL_NETWORKS[1])
+    before = [p.clone() for p in session.model.parameters()]
+    session.forward()
+    session.backward()
+    changed = [
+        not torch.equal(a, b) for a, b in zip(before, session.model.parameters(), strict=True)
+    ]
+    assert all(changed)
+
+
+def test_resnet_18_is_the_known_one_and_is_fused_throughout() -> None:
+    model, said = ResNet18(), list[str]()
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962
+    nt.accelerate(model, torch.randn(2, 3, 16, 16), report=said.append)
+    assert "20 norm layers on normkit's kernels, 17 activations and 8 additions fused" in said[0]
+
+
+def test_swapping_changes_the_layers_alone() -> None:
+    session = training.Swapped(SMALL_NETWORKS[1])
+    kinds = [type(module) for module in session.model]
+    assert kinds == [torch.nn.Conv2d, nt.BatchNorm2d, torch.nn.ReLU] * 8
+
+
+class Keeper(peers.Session):
+    """Allocates three arrays of 1 MiB and keeps two."""
+
+    def forward(self) -> None:
+        made = [torch.ones(1 << 18) for _ in range(3)]
+        self.y = made[:2]
+
+    def backward(self) -> None:
+        pass
+
+
+def test_bytes_kept_are_counted() -> None:
+    assert saved.bytes_kept(Keeper(CASES[0])) == {"kept": 2 << 20}
+
+
+def test_what_each_variant_of_a_chain_keeps() -> None:
+    case = Case("Chain8", (2, 8, 16, 16))
+    kept = {
+        peer: saved.bytes_kept(session(case))["kept"]
+        for peer, session in training.NETWORK_PEERS.items()
+    }
+    size = case.bytes
+    assert 16 * size <= kept["network"] < 17 * size
+    assert kept["swapped"] == pytest.approx(kept["network"], rel=0.01)
+    assert 8 * size <= kept["lean"] <= 0.55 * kept["network"]
+
+
+def test_the_pool_is_back_after_counting() -> None:
+    from normkit.torch import host
+
+    before = host._POOLED
+    saved.bytes_kept(Keeper(CASES[0]))
+    assert before == host._POOLED < 1 << 30

@@ -134,8 +134,10 @@ def _grid(backend: Backend, call: Call, values: Any, name: str) -> Array:
 
 def _work(backend: Backend, call: Call, values: Any) -> Array:
     xp, dtype = backend.namespace(), backend.statistics_dtype(call)
-    if xp is np or isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
-        return xp.asarray(values, dtype=dtype, copy=True)  # the caller may change his
+    if xp is np:
+        return np.array(values, dtype=dtype)  # a copy: the caller may change his
+    if isinstance(values, np.ndarray) or not hasattr(values, "dtype"):
+        return xp.asarray(values, dtype=dtype, copy=True)
     return xp.astype(values, dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from normkit.torch import beyond, functional
 from normkit.torch.acceleration import accelerate
+from normkit.torch.distributed import name_layers
 from normkit.torch.domains import (
     AdaptiveBatchNorm1d,
     AdaptiveBatchNorm2d,
@@ -16,6 +17,7 @@ from normkit.torch.freezing import freeze, unfreeze
 from normkit.torch.layers import *  # noqa: F403 - every layer is public
 from normkit.torch.layers import __all__ as _layers
 from normkit.torch.lean import lean_memory
+from normkit.torch.merging import sync_statistics
 from normkit.torch.native import use_native_up_to
 from normkit.torch.normact import NormAct
 from normkit.torch.options import RenormSchedule
@@ -45,7 +47,9 @@ __all__ = [
     "functional",
     "hold_statistics",
     "lean_memory",
+    "name_layers",
     "rollback",
+    "sync_statistics",
     "unfreeze",
     "use_native_up_to",
     *_layers,

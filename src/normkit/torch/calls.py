@@ -118,7 +118,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def is_plain_cpu(x: Tensor) -> bool:
-    """Whether x lies in this machine's memory as an ordinary strided tensor of real numbers."""
+    """Whether x lies in this machine's memory as an ordinary strided tensor of real numbers.
+
+    What is being traced lies nowhere yet.
+    """
+    if torch.compiler.is_compiling():
+        return False
     return (
         type(x) in _PLAIN
         and x.device.type == "cpu"

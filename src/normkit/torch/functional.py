@@ -134,7 +134,8 @@ def batch_norm_with_state(
         plan = Plan(norm, *rest, statistics=(state.mean, state.var))
         return run(plan, x, weight, bias, residual)[0], state
     if renorm is not None:
-        renorm = Renorm(state.mean, state.var, *renorm.at(state.batches))
+        wide = torch.promote_types(state.mean.dtype, torch.float32)
+        renorm = Renorm(state.mean, state.var, *renorm.at(state.batches.to(wide)))
     plan = Plan(norm, *rest, renorm=renorm)
     y, moments = run(plan, x, weight, bias, residual)
     if moments.mean.dim() == 2:
@@ -198,7 +199,8 @@ def instance_norm(
     kept = running_mean is not None or not use_input_stats
     norm = InstanceNorm(eps=eps)
     odd = input.dim() < 3 or input.numel() <= input.size(0) * input.size(1)
-    if kept or odd or not is_plain_cpu(input) or native.is_small(norm, input):
+    small = native.is_small(norm, input) and not native.misreads_gradient(input)
+    if kept or odd or small or not is_plain_cpu(input):
         return torch.nn.functional.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )

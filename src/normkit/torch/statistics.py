@@ -179,6 +179,7 @@ class Tracker:
     def __init__(self) -> None:
         self.holding = False
         self.pending: dict[int, Moments] = {}  # by domain
+        self.before: dict[int, RunningStatistics] = {}  # the last batch, by domain
 
     def hold(self, domain: int, batch: Moments) -> None:
         """Merge a batch into what is pending."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_mapped", "is_recomputation", "is_transformed"]
+__all__ = ["is_mapped", "is_recomputation", "is_transformed", "snapshot"]
 
 _functorch_level = torch._C._functorch.maybe_current_level
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -38,3 +38,14 @@ def is_recomputation() -> bool:
     Such a forward sees a batch for the second time and must not count it again.
     """
     return not torch.compiler.is_compiling() and _graph_task() != -1
+
+
+def snapshot(values: torch.Tensor) -> torch.Tensor:
+    """A copy of a buffer as it is now, for forward and backward, though the buffer moves between.
+
+    A compiler would rather copy again in backward, from what the buffer holds by then, and give
+    wrong gradients silently (pytorch/pytorch#197039). It keeps results of a sum, so here is one.
+    """
+    if not torch.compiler.is_compiling():
+        return values.clone()
+    return values.unsqueeze(0).cumsum(0, dtype=values.dtype).squeeze(0)

@@ -22,6 +22,7 @@ from normkit.torch.layers.instance import (
     LazyInstanceNorm3d,
 )
 from normkit.torch.layers.sample import GroupNorm, LayerNorm, RMSNorm
+from normkit.torch.layers.sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -39,4 +40,5 @@ __all__ = [
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
     "RMSNorm",
+    "SyncBatchNorm",
 ]

@@ -65,11 +65,11 @@ class KernelLayer(nn.Module):
         return self._general(plan, input, weight, bias, residual)
 
     def _plainly(
-        self, input: Tensor, residual: Any, activation: str | None, input_activation: str | None
+        self, input: Any, residual: Any, activation: str | None, input_activation: str | None
     ) -> Tensor | None:
         """What torch.nn's forward and PyTorch's operators give; None where they do not serve."""
         if not isinstance(input, Tensor):
-            return self._torch_forward(input)  # torch.nn has words for it
+            return self._foreign(input, residual, activation, input_activation)
         if is_lean() and torch.is_grad_enabled():
             return None  # PyTorch's operators keep their outputs
         if residual is None and activation is None and input_activation is None:
@@ -84,6 +84,16 @@ class KernelLayer(nn.Module):
             return None
         y = self._ordinary(native.finish(input, None, input_activation), True)
         return None if y is None else native.finish(y, residual, activation)
+
+    def _foreign(self, input: Any, *options: Any) -> Any:
+        """An input that is no tensor: torch.fx's stand-in for one, or a mistake."""
+        if not isinstance(input, torch.fx.Proxy):
+            return self._torch_forward(input)  # torch.nn has words for it
+        # torch.fx takes torch.nn's layers as they are, but only those from its own modules.
+        names = ("residual", "activation", "input_activation")
+        given = {n: value for n, value in zip(names, options, strict=True) if value is not None}
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
 
     def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
         """torch.nn's own forward where it does the same as quickly; None where it does not."""

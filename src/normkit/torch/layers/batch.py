@@ -173,7 +173,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         if not x.numel() and plan.reducer is None:
             return self._run(plan, x, weight, bias, residual)[0]
         if self.options.renorm is not None:
-            plan = replace(plan, renorm=self._renorm(self._state(domain), x))
+            plan = replace(plan, renorm=self._renorm(self._reference(domain), x))
         small = self._small_sets(plan, x, domain)
         if small is not None:
             gamma, beta = self._affine(weight, bias)
@@ -197,9 +197,12 @@ class BatchLayer(RunningLayer, _BatchNorm):
         """References and limits of renormalization after the batches seen so far."""
         schedule = self.options.renorm
         assert schedule is not None
-        traced = torch.compiler.is_compiling()
-        batches = state.batches if traced else int(state.batches)
-        mean, var = state.mean.clone(), state.var.clone()
+        if torch.compiler.is_compiling():
+            wide = torch.promote_types(state.mean.dtype, torch.float32)
+            batches: Any = state.batches.to(wide)
+        else:
+            batches = int(state.batches)
+        mean, var = state.mean, state.var
         ghost = self.options.ghost
         if ghost is not None:
             sets = -(-x.shape[0] // ghost)
@@ -214,8 +217,8 @@ class BatchLayer(RunningLayer, _BatchNorm):
         if self.options.on_small_batch == "running":
             masked = plan.mask is not None or plan.lengths is not None
             if smallest < 2 or masked or plan.reducer is not None:
-                state = self._state(domain)
-                return _SmallSets(state.mean.clone(), state.var.clone(), plan.reducer)
+                state = self._reference(domain)
+                return _SmallSets(state.mean, state.var, plan.reducer)
         elif smallest < 2 and self.training and plan.reducer is None:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size "

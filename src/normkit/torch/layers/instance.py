@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit.moments import Moments
 from normkit.norms import InstanceNorm, Norm
+from normkit.torch import native
 from normkit.torch.calls import Plan
 from normkit.torch.layers.running import RunningLayer
 
@@ -42,16 +43,29 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
     def _norm(self, input: Tensor) -> Norm:  # noqa: ARG002
         return _instance_norm(eps=self.eps)
 
+    # torch.nn's own way where track_running_stats was switched off later: the input's statistics
+    # normalize, and move the running ones, also in eval.
+
+    def _uses_running(self) -> bool:
+        alone = not self.training and self.track_running_stats
+        return (alone or self.statistics_frozen) and self.running_mean is not None
+
+    def _tracks(self) -> bool:
+        return (self.training or not self.track_running_stats) and self.running_mean is not None
+
     def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
-        if input.dim() < 2 or (self.affine and self.num_features not in input.shape[:2]):
+        axis = input.dim() - self._get_no_batch_dim()
+        if axis not in (0, 1) or input.shape[axis] != self.num_features:
             return self._torch_forward(input)  # torch.nn has words for it
-        frozen = self.training and self._uses_running()
+        frozen = self.statistics_frozen and self.running_mean is not None
         # Of an empty input, torch.nn makes running statistics of NaN, or an IndexError.
         if frozen or not input.numel() or not self._suits_torch(input, fused):
             return None
+        if native.misreads_gradient(input if axis else input.unsqueeze(0)):
+            return None
         if not self._stands_apart():
             return self._torch_forward(input)
-        if input.dim() == self._get_no_batch_dim():
+        if axis == 0:
             one = self._ordinary(input.unsqueeze(0), fused)
             return None if one is None else one.squeeze(0)
         return self._torch_apart(F.instance_norm, input, float(input[0, 0].numel()))

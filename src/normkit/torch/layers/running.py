@@ -13,7 +13,7 @@ from normkit.moments import Moments
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.options import BatchOptions, check_eps, check_momentum
 from normkit.torch.statistics import RunningStatistics, Tracker, advance
-from normkit.torch.transforms import is_recomputation
+from normkit.torch.transforms import is_recomputation, is_transformed, snapshot
 
 Tensor = torch.Tensor
 _PLAIN = BatchOptions()
@@ -91,6 +91,21 @@ class RunningLayer(KernelLayer):
         """A copy of the running statistics as a value for the pure functions."""
         state: list[Any] = [None if t is None else t.clone() for t in self._state(domain)]
         return RunningStatistics(*state)
+
+    def _reference(self, domain: int | None) -> RunningStatistics:
+        """A copy of the running statistics for a batch that is normalized with them and moves them.
+
+        As they were when the batch came by first: activation checkpointing brings the last one
+        again in backward.
+        """
+        key = -1 if domain is None else domain
+        if is_recomputation() and key in self.tracker.before:
+            return self.tracker.before[key]
+        copies: list[Any] = [None if t is None else snapshot(t) for t in self._state(domain)]
+        state = RunningStatistics(*copies)
+        if not is_transformed():
+            self.tracker.before[key] = state
+        return state
 
     def _record(self, batch: Moments, domain: int | None) -> None:
         """A batch's moments, one set a channel, go where they belong."""

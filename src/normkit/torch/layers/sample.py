@@ -45,6 +45,8 @@ class GroupNorm(SampleLayer, nn.GroupNorm):
 
     def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
         odd = not 2 <= input.dim() <= 5 or input.size(1) != self.num_channels
+        if not odd and not input.numel():
+            return None  # torch.nn makes gradients of NaN
         if odd or input.numel() <= input.size(0) * self.num_groups:
             return self._torch_forward(input)  # torch.nn has words for it
         return self._torch_forward(input) if self._suits_torch(input, fused) else None
