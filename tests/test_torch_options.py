@@ -309,16 +309,97 @@ def test_accumulated_micro_batches_count_as_the_batch_that_they_make():
     torch.testing.assert_close(layer.state_dict(), whole.state_dict())
 
 
-def test_an_error_on_commit_leaves_all_as_it_was():
-    model = torch.nn.Sequential(nt.BatchNorm1d(3), nt.BatchNorm1d(3, on_nonfinite="raise"))
+def test_an_error_on_commit_leaves_all_as_it_was(monkeypatch):
+    def fails():
+        raise NonFiniteError("late", received="", expected="", remedy="")
+
+    model = torch.nn.Sequential(nt.BatchNorm1d(3), nt.BatchNorm1d(3))
     before = statistics(model)
-    x = torch.randn(5, 3)
-    x[0] = math.nan
     with nt.hold_statistics(model) as held:
-        model(x)
+        model(torch.randn(5, 3))
+        monkeypatch.setattr(model[1], "pending_steps", fails)
         with pytest.raises(NonFiniteError):
             held.commit()
     torch.testing.assert_close(statistics(model), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["skip", "raise"])
+def test_a_bad_micro_batch_leaves_the_good_ones_held(way):
+    layer, whole = (nt.BatchNorm1d(3, on_nonfinite=way) for _ in range(2))
+    good, bad = torch.randn(2, 6, 3), torch.full((6, 3), math.inf)
+    with nt.hold_statistics(layer) as held:
+        layer(good[0])
+        if way == "raise":
+            with pytest.raises(NonFiniteError):
+                layer(bad)
+        else:
+            layer(bad)
+        layer(good[1])
+        held.commit()
+    whole(good.reshape(12, 3))
+    torch.testing.assert_close(layer.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("way", ["skip", "raise"])
+def test_statistics_that_overflow_where_they_are_kept(way):
+    layer = nt.BatchNorm1d(3, on_nonfinite=way)
+    before = copy.deepcopy(layer.state_dict())
+    x = torch.randn(64, 3) * 1e20
+    if way == "raise":
+        with pytest.raises(NonFiniteError):
+            layer(x)
+    else:
+        layer(x)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_held_instance_norms_average_the_samples():
+    layers = [nt.InstanceNorm1d(3, track_running_stats=True).double() for _ in range(2)]
+    x = batch(6, 3, 5)
+    with nt.hold_statistics(layers[0]) as held:
+        for part in x.split([4, 2]):
+            layers[0](part)
+        held.commit()
+    layers[1](x)
+    torch.testing.assert_close(layers[0].state_dict(), layers[1].state_dict())
+
+
+def test_holding_torch_nns_layers_is_refused():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), nt.BatchNorm1d(3))
+    with pytest.raises(OptionError, match=r"(?s)torch.nn.*'0'.*accelerate"):
+        nt.hold_statistics(model).__enter__()
+
+
+def test_norms_outside_the_family_are_held_too():
+    layer = nt.beyond.SwitchableNorm(3)
+    x = torch.randn(6, 3, 4)
+    with nt.hold_statistics(layer) as held:
+        layer(x)
+        assert int(layer.num_batches_tracked) == 0
+        held.commit()
+    other = nt.beyond.SwitchableNorm(3)
+    other(x)
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("options", [{"renorm": True}, {"on_small_batch": "running"}], ids=str)
+def test_checkpointed_calls_know_their_own_statistics(options):
+    from torch.utils.checkpoint import checkpoint
+
+    if "renorm" in options:
+        options = {"renorm": nt.RenormSchedule(start=0, r_end=1, d_end=1)}
+    layers = [nt.BatchNorm1d(3, momentum=0.5, **options).double() for _ in range(2)]
+    for layer in layers:
+        layer(batch(6, 3))
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, z = batch(6, 3).requires_grad_(), (batch(1, 3) if "on_small" in str(options) else
+                                          batch(6, 3) + 2).requires_grad_()  # fmt: skip
+    results = []
+    for i, layer in enumerate(layers):
+        run = (lambda x, layer=layer: checkpoint(layer, x, use_reentrant=False)) if i else layer
+        y = run(x).square().sum() + run(z).pow(3).sum()
+        results.append(torch.autograd.grad(y, (x, z)))
+    torch.testing.assert_close(*results)
 
 
 def test_holding_twice_is_refused_and_an_error_inside_lets_go():
@@ -437,60 +518,6 @@ def test_norm_act_refuses_nonsense():
         nt.NormAct(nt.BatchNorm1d(3), "rellu")
     with pytest.raises(OptionError, match="norm_first"):
         nt.NormAct(nt.BatchNorm1d(3), "relu", "sideways")
-
-
-def chain(fused, depth=6, width=8):
-    layers = []
-    for _ in range(depth):
-        layers.append(torch.nn.Conv2d(width, width, 3, padding=1, bias=False))
-        norm = nt.BatchNorm2d(width) if fused else torch.nn.BatchNorm2d(width)
-        layers += [nt.NormAct(norm, "relu")] if fused else [norm, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers)
-
-
-def bytes_kept(run):
-    """What PyTorch's allocator has handed out in a forward and not got back."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        loss = run()
-    return sum(event.self_cpu_memory_usage for event in profile.key_averages()), loss
-
-
-@pytest.mark.parametrize("depth", [4, 8])
-def test_a_lean_chain_keeps_half_of_the_bytes(depth, monkeypatch):
-    import normkit.torch.host
-
-    monkeypatch.setattr(normkit.torch.host, "_POOLED", 1 << 60)  # the profiler sees no pool
-    lean, plain = chain(True, depth), chain(False, depth)
-    plain.load_state_dict(dict(zip(plain.state_dict(), lean.state_dict().values(), strict=True)))
-    x = torch.randn(4, 8, 24, 24)
-
-    def run_lean():
-        with nt.lean_memory():
-            return lean(x).mean()
-
-    run_lean().backward()  # whatever is made once
-    lean.zero_grad()
-    ours, our_loss = bytes_kept(run_lean)
-    theirs, their_loss = bytes_kept(lambda: plain(x).mean())
-    assert theirs > 2 * depth * x.nbytes
-    assert ours <= 0.55 * theirs
-    our_loss.backward()
-    their_loss.backward()
-    for a, b in zip(lean.parameters(), plain.parameters(), strict=True):
-        assert (a.grad - b.grad).abs().max() <= 1e-6 * max(1.0, float(b.grad.abs().max()))
-
-
-def test_lean_memory_notices_changes_in_place():
-    block, conv = nt.NormAct(nt.BatchNorm2d(3)), torch.nn.Conv2d(3, 3, 3)
-    x = torch.randn(2, 3, 6, 6, requires_grad=True)
-    with nt.lean_memory():
-        y = block(x)
-        y.mul_(2)  # no longer what the block computes: kept as it is
-        out = conv(y)
-    out.square().sum().backward()
-    got, x.grad = x.grad, None
-    conv(block(x) * 2).square().sum().backward()
-    torch.testing.assert_close(got, x.grad)
 
 
 # --- other domains --------------------------------------------------------------------------------

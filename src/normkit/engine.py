@@ -20,7 +20,7 @@ from normkit import checks
 from normkit.coefficients import Renorm, gradient_line, inverse_std, set_slope
 from normkit.errors import DTypeError, OptionError, SavedError, ShapeError
 from normkit.kernels import registry
-from normkit.kernels.call import Array, Backend, Call, quiet
+from normkit.kernels.call import Array, Backend, Call, is_array, quiet
 from normkit.moments import Moments
 from normkit.trace import Trace, trace_call
 
@@ -112,7 +112,7 @@ class Saved:
 
 def _public(backend: Backend, call: Call, count: Any, mean: Array, m2: Array) -> Moments:
     xp, shape = backend.namespace(), call.layout.statistics_shape
-    if hasattr(count, "shape"):
+    if is_array(count):
         count = xp.reshape(xp.broadcast_to(count, mean.shape), shape)
     return Moments(count, xp.reshape(mean, shape), xp.reshape(m2, shape))
 
@@ -142,7 +142,7 @@ def _work(backend: Backend, call: Call, values: Any) -> Array:
 
 
 def _counts(backend: Backend, call: Call, count: Any) -> Any:
-    if not getattr(count, "shape", ()):
+    if not is_array(count) or not count.shape:
         return count
     return _grid(backend, call, count, "count")
 
@@ -169,7 +169,7 @@ def _given(backend: Backend, call: Call, statistics: Any) -> tuple[Any, Array, A
 
 def _array(xp: Any, count: Any, like: Array) -> Array:
     """A count as an array, also where it is one number for all sets."""
-    return count if hasattr(count, "shape") else xp.full_like(like, count)
+    return count if is_array(count) else xp.full_like(like, count)
 
 
 def _slope(backend: Backend, call: Call, count: Any, m2: Array) -> Array:

@@ -28,6 +28,14 @@ def quiet(function: _F) -> _F:
     return silent  # type: ignore[return-value]
 
 
+def is_array(count: Any) -> bool:
+    """Whether a count is an array, rather than one number for all sets.
+
+    Asked of its class, because a compiler's symbolic number has no attributes to ask for.
+    """
+    return hasattr(type(count), "shape")
+
+
 @dataclass(slots=True)
 class Call:
     """Checked arguments of one forward, and of the backward that follows it."""
@@ -105,7 +113,7 @@ def backpropagate_in_halves(
 ) -> tuple[Array, Array, Array, Array]:
     """:meth:`Backend.backpropagate` as the sums, then the rest."""
     xp, count = backend.namespace(), backend.counts(call)
-    if not hasattr(count, "shape"):
+    if not is_array(count):
         count = xp.full_like(m2, count)
     slope = set_slope(xp, count, m2, call.eps, call.center, call.scale)
     offset = xp.zeros_like(slope)

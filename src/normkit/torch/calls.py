@@ -17,6 +17,7 @@ import torch
 
 from normkit import checks, engine
 from normkit.coefficients import Renorm
+from normkit.errors import OptionError
 from normkit.kernels import registry
 from normkit.kernels.call import Backend, Call
 from normkit.kernels.masked import MaskedBackend
@@ -27,7 +28,8 @@ from normkit.torch.host import TorchHost
 from normkit.torch.transforms import is_mapped, is_transformed
 
 __all__ = [
-    "Plan", "Reducer", "can_repeat", "is_plain_cpu", "output_again", "run", "run_by_operators"
+    "Plan", "Reducer", "Repeat", "can_repeat", "check_version", "is_plain_cpu", "run",
+    "run_by_operators",
 ]  # fmt: skip
 
 Tensor = torch.Tensor
@@ -61,6 +63,9 @@ class Plan:
 
     def call(self, x: Any, gamma: Any, beta: Any, residual: Any, transparent: bool) -> Call:
         """The checked call."""
+        if self.lengths is not None and not transparent:
+            positions = [s for a, s in enumerate(x.shape) if a not in (0, self.axis % x.dim())]
+            check_lengths(self.lengths, positions[0] if positions else 0)
         return checks.make_call(
             self.norm, x, gamma, beta, self.axis, self.mask, self.lengths, residual,
             self.activation, self.input_activation, make_layout if transparent else layout_of,
@@ -212,14 +217,14 @@ class _Node(torch.autograd.Function):
         # Tensors travel through save_for_backward, which notices changes in place.
         ctx.save_for_backward(
             x if ctx.holds_x else None, gamma, beta,
-            residual if call.activation is not None else None,
+            residual if call.activation is not None else None, plan.mask, plan.lengths,
         )  # fmt: skip
         call.x = call.gamma = call.beta = call.residual = call.prepared = None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, gamma, beta, residual = ctx.saved_tensors
+        x, gamma, beta, residual, *_ = ctx.saved_tensors
         # What was not held does not matter but for its shape, which is dy's.
         x = x if ctx.holds_x else dy
         if ctx.has_residual and residual is None:
@@ -239,13 +244,65 @@ def can_repeat(node: Any) -> bool:
     return hasattr(node, "engine_saved") and node.holds_x and not node.has_residual
 
 
-def output_again(node: Any) -> Tensor:
-    """The output of a norm's node, from what it holds for backward."""
-    x, gamma, beta, _ = node.saved_tensors
-    call = replace(node.engine_saved.call, x=x, gamma=gamma, beta=beta, prepared=None)
-    with torch.no_grad():
-        y = engine.output_again(replace(node.engine_saved, call=call))
-        return _in_format_of(x, y)
+class Repeat:
+    """All that the output of a norm's node follows from, whatever becomes of the node.
+
+    Args:
+        node: one that :func:`can_repeat`.
+    """
+
+    __slots__ = ("_saved", "_version", "_x")
+
+    def __init__(self, node: Any) -> None:
+        x, gamma, beta, *_ = node.saved_tensors
+        # Parameters are small, and an optimizer may move them.
+        gamma, beta = (None if p is None else p.detach().clone() for p in (gamma, beta))
+        call = replace(node.engine_saved.call, gamma=gamma, beta=beta, prepared=None)
+        self._saved = replace(node.engine_saved, call=call)
+        self._x, self._version = x.detach(), x._version
+
+    def output(self) -> Tensor:
+        """The output once more.
+
+        Raises:
+            RuntimeError: the input was changed in place.
+        """
+        check_version(self._x, self._version)
+        with torch.no_grad():
+            saved = replace(self._saved, call=replace(self._saved.call, x=self._x))
+            return _in_format_of(self._x, engine.output_again(saved))
+
+
+def check_lengths(lengths: Any, most: int) -> None:
+    """Lengths lie within the positions, where they can be looked at.
+
+    Raises:
+        OptionError: they do not.
+    """
+    if not isinstance(lengths, Tensor) or lengths.device.type == "meta" or not lengths.numel():
+        return
+    low, high = int(lengths.min()), int(lengths.max())
+    if low < 0 or high > most:
+        raise OptionError(
+            "lengths= lie outside the input",
+            received=f"lengths from {low} to {high}",
+            expected=f"0 to {most}, the size of the first position axis",
+            remedy="Check that lengths belong to this input, behind strides and pooling.",
+        )
+
+
+def check_version(tensor: Tensor, version: int) -> None:
+    """What was kept for backward is still as it was.
+
+    Raises:
+        RuntimeError: it was changed in place, in PyTorch's words.
+    """
+    if tensor._version != version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace "
+            f"operation: a tensor of shape {tuple(tensor.shape)} is at version {tensor._version}; "
+            f"expected version {version} instead. Leave inplace=True away, or clone it first."
+        )
 
 
 def _gradients(
@@ -255,6 +312,8 @@ def _gradients(
     # A copy: several threads may walk one graph.
     call = replace(saved.call, x=x, gamma=gamma, beta=beta, residual=residual, prepared=None)
     saved = replace(saved, call=call)
+    if is_mapped():  # vmap over gradients: the kernels cannot see through it
+        saved = _on_operators(saved)
     if reducer is None or not saved.taken:
         grads = engine.backward(norm, dy, saved)
     else:
@@ -268,6 +327,20 @@ def _gradients(
     return grads.x, grads.gamma, grads.beta, grads.residual
 
 
+def _on_operators(saved: Any) -> Any:
+    """What forward saved, for a backward on PyTorch's operators."""
+    if saved.backend is _PORTABLE:
+        return saved
+    dtype = _PORTABLE.statistics_dtype(saved.call)
+
+    def tensor(values: Any) -> Any:
+        return torch.from_numpy(np.array(values)).to(dtype) if np.ndim(values) else values
+
+    names = ("count", "mean", "m2", "slope", "offset")
+    numbers = {name: tensor(getattr(saved, name)) for name in names}
+    return replace(saved, backend=_PORTABLE, **numbers)
+
+
 def _gradients_by_operators(
     ctx: Any, dy: Tensor, x: Any, gamma: Any, beta: Any, residual: Any
 ) -> list[Any]:
@@ -276,12 +349,16 @@ def _gradients_by_operators(
     if not ctx.holds_x:
         x = torch.zeros_like(dy)
     inputs = [x, gamma, beta, residual]
-    wanted = [value for value, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    needs = ctx.needs_input_grad[:4]
     with torch.enable_grad():
-        if ctx.needs_input_grad[0] and not x.requires_grad:
-            inputs[0] = wanted[0] = x.requires_grad_()
-        if ctx.has_residual and ctx.needs_input_grad[3] and not inputs[3].requires_grad:
-            inputs[3] = wanted[-1] = torch.zeros_like(dy).requires_grad_()
+        for i, needed in enumerate(needs):
+            if needed and not inputs[i].requires_grad:  # it was not held, and does not matter
+                inputs[i] = torch.zeros_like(dy).requires_grad_()
+        # By aliases: one input may depend on another, and that way is counted outside this node.
+        inputs = [
+            value.view_as(value) if n else value for value, n in zip(inputs, needs, strict=True)
+        ]
+        wanted = [value for value, needed in zip(inputs, needs, strict=True) if needed]
         y, _ = run_by_operators(plan, *inputs)
         found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(found) if needed else None for needed in ctx.needs_input_grad[:4]]

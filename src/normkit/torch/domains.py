@@ -83,14 +83,14 @@ class _Adaptive(BatchLayer):
         return f"{super().extra_repr()}, prior={self.prior:g}"
 
     def _ordinary(self, input: Tensor, fused: bool) -> Tensor | None:
-        adapts = not self.training and self.prior != math.inf and input.numel()
+        adapts = self._uses_running() and self.prior != math.inf and input.numel()
         odd = input.dim() < 2 or input.size(1) != self.num_features
         return None if adapts and not odd else super()._ordinary(input, fused)
 
     def _call(
         self, plan: Plan, x: Tensor, weight: Any, bias: Any, residual: Any, domain: int | None
     ) -> Tensor:
-        if self.training or self.prior == math.inf or not x.numel():
+        if not self._uses_running() or self.prior == math.inf or not x.numel():
             return super()._call(plan, x, weight, bias, residual, domain)
         state = self._state(domain)
         share = self.prior / (self.prior + x.shape[0])
@@ -149,6 +149,13 @@ class _Split(BatchLayer):
                 expected="a whole number of at least 2",
                 remedy="2 is AdvProp's: clean and adversarial samples.",
             )
+        if kwargs.get("domains") is not None:
+            raise OptionError(
+                "A split batch norm has no domains",
+                received=f"domains={kwargs['domains']!r}",
+                expected="num_splits= alone",
+                remedy="BatchNorm2d(..., domains=) takes a domain for each sample.",
+            )
         super().__init__(num_features, *args, **kwargs)
         plain = next(k for k in (BatchNorm1d, BatchNorm2d, BatchNorm3d) if isinstance(self, k))
         self.num_splits = num_splits
@@ -163,17 +170,15 @@ class _Split(BatchLayer):
         """As in :class:`BatchNorm2d`, with ``sizes=`` in training."""
         if not self.training:
             return super().forward(input, **options)
-        parts = input.split(self._sizes(input, sizes))
-        given = [name for name, value in options.items() if value is not None]
-        if given:
-            raise OptionError(
-                "A split batch norm takes no options in training",
-                received=", ".join(given),
-                expected="the input and sizes=",
-                remedy="Call the parts by themselves: layer.aux_bn[0](x, ...).",
-            )
+        sizes = self._sizes(input, sizes)
+        samples = input.shape[0]
         layers = [super().forward, *self.aux_bn]
-        return torch.cat([layer(part) for layer, part in zip(layers, parts, strict=True)])
+        results = []
+        for i, layer in enumerate(layers):
+            part = slice(sum(sizes[:i]), sum(sizes[: i + 1]))
+            own = {name: _part(name, value, samples, part) for name, value in options.items()}
+            results.append(layer(input[part], **own))
+        return torch.cat(results)
 
     def _sizes(self, input: Tensor, sizes: Any) -> list[int]:
         samples = input.shape[0] if input.dim() else 0
@@ -187,6 +192,13 @@ class _Split(BatchLayer):
             expected=f"{self.num_splits} parts" + (", equal ones" if sizes is None else ""),
             remedy="Pass sizes=, the samples in each part.",
         )
+
+
+def _part(name: str, value: Any, samples: int, part: slice) -> Any:
+    """An option of a call for some of the samples."""
+    if not isinstance(value, Tensor) or not value.dim() or value.shape[0] != samples:
+        return value
+    return value[part] if value.dim() > 1 or name in ("lengths", "mask") else value
 
 
 class SplitBatchNorm1d(_Split, BatchNorm1d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,14 @@ from normkit.errors import DTypeError, OptionError
 from normkit.norms import BatchNorm, GroupNorm, InstanceNorm, Norm, RMSNorm, TokenLayerNorm
 from normkit.torch import native
 from normkit.torch.calls import Plan, is_plain_cpu, run
-from normkit.torch.statistics import RunningStatistics, advance, merge_sets
+from normkit.torch.options import RenormSchedule, check_choice
+from normkit.torch.statistics import (
+    NONFINITE,
+    RULES,
+    RunningStatistics,
+    advance,
+    merge_sets,
+)
 
 __all__ = [
     "batch_norm",
@@ -72,6 +80,8 @@ def normalize(
         y = native.normalize(norm, x, weight, bias, axis, residual, activation)
         if y is not None:
             return y
+    if statistics is not None:  # constants, whatever becomes of the caller's tensors
+        statistics = (statistics[0].detach().clone(), statistics[1].detach().clone())
     plan = Plan(norm, axis, activation, mask, lengths, statistics, renorm)
     return run(plan, x, weight, bias, residual)[0]
 
@@ -127,15 +137,22 @@ def batch_norm_with_state(
             expected="a norm over several samples of one channel",
             remedy="Other norms need no state: use normalize().",
         )
+    check_choice("rule", rule, RULES)
+    check_choice("on_nonfinite", on_nonfinite, NONFINITE)
+    if isinstance(renorm, bool):
+        renorm = RenormSchedule() if renorm else None
     rest = (axis, activation, mask, lengths)
     if not training:
-        if norm.samples != "all":
-            norm = BatchNorm(eps=norm.eps)
+        norm = replace(norm, samples="all")
         plan = Plan(norm, *rest, statistics=(state.mean, state.var))
         return run(plan, x, weight, bias, residual)[0], state
     if renorm is not None:
         wide = torch.promote_types(state.mean.dtype, torch.float32)
-        renorm = Renorm(state.mean, state.var, *renorm.at(state.batches.to(wide)))
+        reference = [state.mean, state.var]
+        if norm.samples != "all":  # one for each ghost batch
+            sets = -(-x.shape[0] // int(norm.samples))
+            reference = [values.expand(sets, -1) for values in reference]
+        renorm = Renorm(*reference, *renorm.at(state.batches.to(wide)))
     plan = Plan(norm, *rest, renorm=renorm)
     y, moments = run(plan, x, weight, bias, residual)
     if moments.mean.dim() == 2:

@@ -2,7 +2,10 @@
 
 Each container's own forward is traced by torch.fx with all its children as leaves, so that what
 cannot be traced costs only that container. A container whose forward changes keeps its identity,
-children, parameters, hooks and class (by a subclass made for it).
+children, parameters, hooks and class (by a subclass made for it). What the graph cannot know is
+asked at each call: other arguments, attributes or children than when it was traced go to the
+original forward. A ``Sequential`` needs no graph: :class:`FusedSequential` looks at its children
+as it goes.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import itertools
 import operator
 import textwrap
 from dataclasses import dataclass, field
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +36,6 @@ class Fusions:
 
     activations: int = 0
     additions: int = 0
-    containers: list[str] = field(default_factory=list)
     left_alone: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,11 +53,37 @@ _MODULES = {
 
 
 def _activation_of(module: nn.Module) -> str | None:
-    if isinstance(module, nn.GELU):
+    """The activation that exactly this class computes."""
+    if type(module) is nn.GELU:
         return "gelu_tanh" if module.approximate == "tanh" else "gelu"
-    if isinstance(module, nn.LeakyReLU):
+    if type(module) is nn.LeakyReLU:
         return "leaky_relu" if module.negative_slope == 0.01 else None
     return _MODULES.get(type(module))
+
+
+class FusedSequential(nn.Sequential):
+    """A Sequential that calls a norm layer and the activation behind it as one."""
+
+    def forward(self, input: Any) -> Any:
+        """As of ``torch.nn.Sequential``."""
+        children: list[Any] = list(self._modules.values())
+        value, skipped = input, False
+        for child, after in zip(children, [*children[1:], None], strict=True):
+            activation = None if skipped else _pair(child, after)
+            if skipped:
+                skipped = False
+            elif activation is None:
+                value = child(value)
+            else:
+                value, skipped = child(value, activation=activation), True
+        return value
+
+
+def _pair(child: Any, after: Any) -> str | None:
+    """The activation ``after``, if it can be fused with the norm layer ``child``."""
+    if after is None or not isinstance(child, KernelLayer):
+        return None
+    return None if _has_hooks(child) or _has_hooks(after) else _activation_of(after)
 
 
 class _ChildrenAreLeaves(fx.Tracer):
@@ -61,41 +91,56 @@ class _ChildrenAreLeaves(fx.Tracer):
         return True
 
 
-def fuse_container(name: str, module: nn.Module, additions: bool, done: Fusions) -> None:
+def fuse_container(name: str, module: nn.Module, done: Fusions) -> None:
     """Fuse what one container's own forward does with its children.
 
     Args:
         name: the container's name, for the report.
-        additions: fuse additions too; they must not broadcast.
         done: the report that is added to.
     """
-    if not any(isinstance(child, KernelLayer) for child in module.modules()):
+    children = list(module.children())
+    if not any(isinstance(child, KernelLayer) for child in children) or _is_layer(module):
         return
+    if type(module) is nn.Sequential:
+        pairs = sum(_pair(*pair) is not None for pair in itertools.pairwise(children))
+        if pairs:
+            module.__class__ = FusedSequential
+            done.activations += pairs
+        return
+    if isinstance(module, FusedSequential) or hasattr(module, "_fused_from"):
+        return  # done before
     reason = _refusal(module)
     if reason is None:
         try:
             graph = _trace(module)
         except Exception as error:  # whatever a user's forward does while it is traced
-            reason = f"torch.fx cannot trace it ({type(error).__name__})"
+            reason = f"torch.fx cannot trace it ({error or type(error).__name__})"
     if reason is not None:
-        # Only worth a line if there was something to fuse.
-        if any(isinstance(child, KernelLayer) for child in module.children()):
-            done.left_alone[name] = reason
+        done.left_alone[name] = reason
         return
     before = (done.activations, done.additions)
     for node in list(graph.nodes):
-        _fuse_from(graph, node, module, additions, done)
+        _fuse_from(graph, node, module, done)
     if (done.activations, done.additions) == before:
         return
     graph.lint()
     code = graph.python_code("self")
-    module.__class__ = _specialized(type(module), code.src, code.globals)
-    done.containers.append(name)
+    module.__class__ = _specialized(type(module), code.src, code.globals, _guard(module, graph))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is PyTorch's or normkit's own, with a forward to be left as it is."""
+    own = type(module).__module__.startswith(("torch.nn.modules", "normkit."))
+    return own and not isinstance(module, nn.Sequential)
 
 
 def _trace(module: nn.Module) -> fx.Graph:
-    """The graph of the container's forward, the same in training and in eval."""
-    training = module.training
+    """The graph of the container's forward, the same in training and in eval.
+
+    Raises:
+        ValueError: a graph could not stand for the forward.
+    """
+    training, before = module.training, _marks(module)
     graphs = []
     try:
         for mode in (True, False):
@@ -103,15 +148,29 @@ def _trace(module: nn.Module) -> fx.Graph:
             graphs.append(_ChildrenAreLeaves().trace(module))
     finally:
         module.training = training
+        changed = _marks(module) != before
+        for name in set(module.__dict__) - {"training", *before[0]}:
+            del module.__dict__[name]
+        module.__dict__.update(before[1])
+    if changed:
+        raise ValueError("its forward changes the module")
     if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
         raise ValueError("its forward differs between training and eval")
+    if any(str(node.target).startswith("_tensor_constant") for node in graphs[0].nodes):
+        raise ValueError("its forward makes tensors of its own")
     return graphs[0]
+
+
+def _marks(module: nn.Module) -> tuple[Any, ...]:
+    """What a forward could change: attributes, and the versions of tensors."""
+    plain = {k: v for k, v in module.__dict__.items() if k != "training"}
+    tensors = [*module.parameters(), *module.buffers()]
+    versions = [t._version for t in tensors]
+    return {k: id(v) for k, v in plain.items()}, plain, versions
 
 
 def _refusal(module: nn.Module) -> str | None:
     """Why a container's forward must not be replaced by its graph."""
-    if isinstance(module, KernelLayer) or type(module).__module__.startswith("torch.nn.modules"):
-        return None if isinstance(module, nn.Sequential) else "it is a layer"
     if "forward" in module.__dict__:
         return "its forward was replaced on the instance"
     try:
@@ -122,8 +181,51 @@ def _refusal(module: nn.Module) -> str | None:
         stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         if stored or isinstance(node, (ast.Global, ast.Nonlocal)):
             return "its forward keeps state, which a graph would not"
+        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
+            return "its forward does something beside its result, which a graph would not"
+        called = getattr(getattr(node, "func", None), "id", None)
+        if called in _ASKING:
+            return f"its forward calls {called}(), whose answer a graph would fix"
     return None
 
+
+_ASKING = ("isinstance", "type", "len", "hasattr", "getattr", "setattr", "print", "next")
+
+
+def _guard(module: nn.Module, graph: fx.Graph) -> tuple[Any, ...]:
+    """What a graph took for granted: its number of arguments, plain attributes, children."""
+    arguments = sum(node.op == "placeholder" for node in graph.nodes)
+    source = textwrap.dedent(inspect.getsource(type(module).forward))
+    read = {
+        node.attr for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
+    }  # fmt: skip
+    plain = {name: module.__dict__[name] for name in read if name in module.__dict__}
+    plain.pop("training", None)
+    children = {
+        name: None if module._modules[name] is None else type(module._modules[name])
+        for name in read if name in module._modules
+    }  # fmt: skip
+    return arguments, plain, children
+
+
+def _holds(module: nn.Module, guard: tuple[Any, ...], args: Any, kwargs: Any) -> bool:
+    """Whether a call is one that the graph was made for."""
+    arguments, plain, children = guard
+    if kwargs or len(args) != arguments or any(a is None for a in args):
+        return False
+    for name, value in plain.items():
+        now = module.__dict__.get(name, _MISSING)
+        if now is not value and (type(now) is not type(value) or now != value):
+            return False
+    for name, kind in children.items():
+        child = module._modules.get(name)
+        if kind is not type(child) and not (kind is None and child is None):
+            return False
+    return not any(_has_hooks(child) for child in module._modules.values() if child is not None)
+
+
+_MISSING = object()
 
 # --- patterns -------------------------------------------------------------------------------------
 
@@ -172,16 +274,14 @@ def _added(node: fx.Node, value: fx.Node) -> fx.Node | None:
     return operands[0] if both and isinstance(operands[0], fx.Node) else None
 
 
-def _fuse_from(
-    graph: fx.Graph, node: fx.Node, root: nn.Module, additions: bool, done: Fusions
-) -> None:
+def _fuse_from(graph: fx.Graph, node: fx.Node, root: nn.Module, done: Fusions) -> None:
     """Fuse what follows a norm layer's node into the call of the layer."""
     layer = _module_at(root, node)
     if not isinstance(layer, KernelLayer) or _has_hooks(layer) or node.kwargs:
         return
     last, options = node, dict[str, Any]()
     after = _only_user(last)
-    if additions and after is not None:
+    if after is not None:
         other = _added(after, last)
         # Of two norms that are added, the later one takes the other as its residual.
         if other is not None and not _comes_later(graph, root, other, node):
@@ -191,7 +291,7 @@ def _fuse_from(
     if after is not None and activation is not None:
         options["activation"] = activation
         last = after
-    if not options:
+    if not options or _is_unsafe(graph, root, node, last):
         return
     with graph.inserting_before(last):
         fused = graph.call_module(str(node.target), node.args, options)
@@ -203,6 +303,21 @@ def _fuse_from(
     graph.erase_node(node)
     done.activations += "activation" in options
     done.additions += "residual" in options
+
+
+def _is_unsafe(graph: fx.Graph, root: nn.Module, node: fx.Node, last: fx.Node) -> bool:
+    """Whether calling the norm as late as ``last`` could see or do anything else than before."""
+    order = list(graph.nodes)
+    chain = {node, last, *(n for n in last.all_input_nodes if node in n.all_input_nodes)}
+    for other in order[order.index(node) + 1 : order.index(last)]:
+        if other in chain:
+            continue
+        name = getattr(other.target, "__name__", str(other.target))
+        module = _module_at(root, other)
+        writes = name.endswith("_") or name in ("setitem", "iadd", "isub", "imul", "itruediv")
+        if writes or getattr(module, "inplace", False) or other.target == node.target:
+            return True
+    return False
 
 
 def _between(last: fx.Node, node: fx.Node) -> fx.Node:
@@ -221,10 +336,19 @@ def _comes_later(graph: fx.Graph, root: nn.Module, other: fx.Node, node: fx.Node
 # --- a class for one container --------------------------------------------------------------------
 
 
-def _specialized(base: type, source: str, names: dict[str, Any]) -> type:
-    """A subclass whose forward is the fused graph's code."""
+def _specialized(base: type, source: str, names: dict[str, Any], guard: tuple[Any, ...]) -> type:
+    """A subclass whose forward is the fused graph's code, for calls like those it was made for."""
     space = dict(names)
     exec(compile(source, f"<normkit: fused {base.__name__}.forward>", "exec"), space)
+    fused: Any = space["forward"]
+    original: Any = base.forward  # type: ignore[attr-defined]
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _holds(self, guard, args, kwargs):
+            return fused(self, *args)
+        return original(self, *args, **kwargs)
+
     return type(
         base.__name__,
         (base,),
@@ -232,22 +356,22 @@ def _specialized(base: type, source: str, names: dict[str, Any]) -> type:
             "__module__": base.__module__,
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
-            "forward": space["forward"],
+            "forward": forward,
             "__reduce_ex__": _reduce,
-            "_fused_from": (base, source, names),
+            "_fused_from": (base, source, names, guard),
         },
     )
 
 
 def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:  # noqa: ARG001 - pickle's signature
     """The code of the fused forward goes with the module: no other process has its class."""
-    base, source, names = self._fused_from
+    base, source, names, guard = self._fused_from
     portable = {
         name: _Module(value.__name__) if isinstance(value, ModuleType) else value
         for name, value in names.items()
         if name != "__builtins__"
     }
-    return _rebuild, (base, source, portable), self.__dict__
+    return _rebuild, (base, source, portable, guard), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -257,10 +381,10 @@ class _Module:
     name: str
 
 
-def _rebuild(base: type, source: str, portable: dict[str, Any]) -> Any:
+def _rebuild(base: type, source: str, portable: dict[str, Any], guard: tuple[Any, ...]) -> Any:
     names = {
         name: importlib.import_module(value.name) if isinstance(value, _Module) else value
         for name, value in portable.items()
     }
-    kind: Any = _specialized(base, source, names)
+    kind: Any = _specialized(base, source, names, guard)
     return kind.__new__(kind)

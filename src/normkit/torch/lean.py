@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from normkit.torch.calls import can_repeat, output_again
+from normkit.torch.calls import Repeat, can_repeat, check_version
 
 __all__ = ["is_lean", "lean_memory", "offered"]
 
@@ -35,13 +35,13 @@ _local = _Local()
 class _Promise:
     """The output of a norm's node, computed again when asked for."""
 
-    __slots__ = ("node", "shape", "strides")
+    __slots__ = ("repeat", "shape", "strides")
 
-    def __init__(self, node: Any, like: Tensor) -> None:
-        self.node, self.shape, self.strides = node, like.shape, like.stride()
+    def __init__(self, repeat: Repeat, like: Tensor) -> None:
+        self.repeat, self.shape, self.strides = repeat, like.shape, like.stride()
 
     def keep(self) -> Tensor:
-        return output_again(self.node).as_strided(self.shape, self.strides)
+        return self.repeat.output().as_strided(self.shape, self.strides)
 
 
 class lean_memory:  # noqa: N801 - a context manager, used like a function
@@ -73,13 +73,13 @@ class lean_memory:  # noqa: N801 - a context manager, used like a function
     def offer(self, y: Tensor) -> None:
         """Remember that y can be computed again by the node that made it."""
         address = y.data_ptr()
-        self._offers[address] = (weakref.ref(y), y._version, y.grad_fn)
+        self._offers[address] = (weakref.ref(y), y._version, Repeat(y.grad_fn))
 
     def _pack(self, tensor: Tensor) -> Any:
         found = self._offers.get(tensor.data_ptr())
         if found is None:
-            return tensor
-        y, version, node = found
+            return tensor, tensor._version
+        y, version, repeat = found
         alive = y()
         # Another tensor may have moved into the memory, or y may have been changed in place.
         same = (
@@ -89,11 +89,14 @@ class lean_memory:  # noqa: N801 - a context manager, used like a function
             and tensor.dtype == alive.dtype
             and _same_elements(tensor, alive)
         )
-        return _Promise(node, tensor) if same else tensor
+        return _Promise(repeat, tensor) if same else (tensor, tensor._version)
 
 
 def _unpack(packed: Any) -> Tensor:
-    return packed.keep() if isinstance(packed, _Promise) else packed
+    if isinstance(packed, _Promise):
+        return packed.keep()
+    check_version(*packed)  # where hooks are at work, PyTorch does not look
+    return packed[0]
 
 
 def _same_elements(a: Tensor, b: Tensor) -> bool:
@@ -105,11 +108,11 @@ def _same_elements(a: Tensor, b: Tensor) -> bool:
 
 def is_lean() -> bool:
     """Whether a lean context is active in this thread."""
-    return bool(_local.active)
+    return not torch.compiler.is_compiling() and bool(_local.active)
 
 
 def offered(y: Tensor) -> Tensor:
     """y, having been offered to the active lean context, if there is one."""
-    if _local.active and can_repeat(y.grad_fn):
+    if not torch.compiler.is_compiling() and _local.active and can_repeat(y.grad_fn):
         _local.active[-1].offer(y)
     return y

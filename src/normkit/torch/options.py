@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ def check_eps(eps: Any, kind: str) -> None:
     """
     if eps is None and kind == "RMSNorm":
         return
-    if not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps < 0:
+    if not isinstance(eps, Real) or not math.isfinite(eps) or eps < 0:
         raise OptionError(
             f"A {kind} layer cannot have this eps",
             received=repr(eps),
@@ -207,7 +208,7 @@ def check_momentum(momentum: Any) -> None:
     Raises:
         OptionError: not finite.
     """
-    if momentum is None or (isinstance(momentum, (int, float)) and math.isfinite(momentum)):
+    if momentum is None or (isinstance(momentum, Real) and math.isfinite(momentum)):
         return
     raise OptionError(
         "A layer cannot have this momentum",

@@ -131,6 +131,7 @@ def group_of(process_group: Any) -> Any:
     return group if dist.get_world_size(group) > 1 else None  # -1 for a group of others
 
 
+_made: Counter[str] = Counter()
 _KNOWN: weakref.WeakKeyDictionary[Any, Ranks] = weakref.WeakKeyDictionary()
 
 
@@ -164,7 +165,11 @@ class Ranks:
         self._patience = limit - self._grace - 2 * _SLICE.total_seconds()
         # PyTorch has no public way to the store of a group.
         store = dist.distributed_c10d._get_default_store()
-        self._store = dist.distributed_c10d.PrefixStore(f"normkit/{group.group_name}", store)
+        # Groups are made and destroyed by all their ranks, so these count alike; an alarm of the
+        # last group of this name must not be heard by the next.
+        _made[group.group_name] += 1
+        place = f"normkit/{group.group_name}/{_made[group.group_name]}"
+        self._store = dist.distributed_c10d.PrefixStore(place, store)
 
     # --- what statistics need -------------------------------------------------------------------
 

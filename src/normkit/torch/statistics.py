@@ -6,14 +6,15 @@ for a :meth:`HeldStatistics.commit`, or are dropped is decided here and nowhere 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
 from typing import Any, NamedTuple
 
+import array_api_compat.torch as portable_torch
 import torch
 from torch import nn
 
 from normkit.errors import NonFiniteError, OptionError
-from normkit.moments import Moments
+from normkit.moments import Moments, merge_along
 
 __all__ = [
     "HeldStatistics",
@@ -99,9 +100,12 @@ def advance(
         return state
     if on_nonfinite == "propagate":
         return new
-    finite = torch.isfinite(batch.mean).all() & torch.isfinite(batch.m2).all()
+    # Also what is kept: a narrow buffer may not hold what a wide batch does.
+    good = torch.isfinite(batch.mean) & torch.isfinite(batch.m2)
+    good = good & (torch.isfinite(new.mean) & torch.isfinite(new.var) | ~_finite(state))
+    finite = good.all()
     if on_nonfinite == "raise":
-        _require(finite, batch)
+        _require(finite, good)
         return new
     return _where(finite, new, state, finite)
 
@@ -140,13 +144,17 @@ def _where(
     )
 
 
-def _require(finite: Tensor, batch: Moments) -> None:
+def _finite(state: RunningStatistics) -> Tensor:
+    return torch.isfinite(state.mean) & torch.isfinite(state.var)
+
+
+def _require(finite: Tensor, good: Tensor) -> None:
     if torch.compiler.is_compiling():
         torch._assert_async(finite, "normkit: a batch has NaN or infinite statistics")
         return
     if bool(finite):
         return
-    bad = ~(torch.isfinite(batch.mean) & torch.isfinite(batch.m2))
+    bad = ~good
     channels = bad.nonzero().flatten().tolist()
     raise NonFiniteError(
         "A batch's statistics are not finite",
@@ -160,11 +168,26 @@ def _require(finite: Tensor, batch: Moments) -> None:
 
 def merge_sets(moments: Moments) -> Moments:
     """One set a channel from (K, C): K sets of each, merged exactly."""
-    mean = moments.mean
+    mean = moments.mean.to(torch.float64)  # counts go beyond float32's whole numbers
     count = torch.as_tensor(moments.count, dtype=mean.dtype, device=mean.device).expand(mean.shape)
     total = count.sum(0)
-    whole = (mean * count).sum(0) / total.clamp(min=1)
-    return Moments(total, whole, (moments.m2 + count * (mean - whole) ** 2).sum(0))
+    merged = merge_along(portable_torch, count, mean, moments.m2, 0, total.clamp(min=1))
+    return Moments(total, *merged)
+
+
+def is_acceptable(batch: Moments, on_nonfinite: str) -> bool:
+    """Whether a batch that is held counts.
+
+    Raises:
+        NonFiniteError: on_nonfinite="raise" and it has NaN or infinite statistics.
+    """
+    if on_nonfinite == "propagate":
+        return True
+    good = torch.isfinite(batch.mean) & torch.isfinite(batch.m2)
+    finite = good.all()
+    if on_nonfinite == "raise":
+        _require(finite, good)
+    return bool(finite)
 
 
 # --- transactions ---------------------------------------------------------------------------------
@@ -178,13 +201,34 @@ class Tracker:
 
     def __init__(self) -> None:
         self.holding = False
-        self.pending: dict[int, Moments] = {}  # by domain
-        self.before: dict[int, RunningStatistics] = {}  # the last batch, by domain
+        self.pending: dict[Any, Any] = {}  # moments by domain
+        self.samples: dict[int, int] = {}  # behind what is pending
+        #: A few elements of the latest batches, and the statistics in front of each.
+        self.before: deque[tuple[int, Tensor, RunningStatistics]] = deque(maxlen=64)
 
-    def hold(self, domain: int, batch: Moments) -> None:
-        """Merge a batch into what is pending."""
-        before = self.pending.get(domain)
-        self.pending[domain] = batch if before is None else before.merge(batch)
+    def hold(self, domain: int, batch: Moments, samples: int | None = None) -> None:
+        """Merge a batch into what is pending.
+
+        ``samples`` says that the batch's statistics are averages over so many samples, and that the
+        samples' average is wanted, not the statistics of them all.
+        """
+        before, seen = self.pending.get(domain), self.samples.get(domain, 0)
+        self.samples[domain] = seen + (samples or 0)
+        if before is None:
+            self.pending[domain] = batch
+        elif samples is None:
+            self.pending[domain] = before.merge(batch)
+        else:
+            share = samples / (seen + samples)
+            count = before.count + (batch.count - before.count) * share
+            mean = torch.lerp(before.mean, batch.mean, share)
+            var = torch.lerp(before.population_var, batch.population_var, share)
+            self.pending[domain] = Moments(count, mean, var * (count - 1))
+
+    def forget(self) -> None:
+        """Nothing is pending any more."""
+        self.pending.clear()
+        self.samples.clear()
 
     def __deepcopy__(self, memo: Any) -> Tracker:
         return Tracker()
@@ -202,9 +246,21 @@ class HeldStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = _tracking(model)
+        base = nn.modules.batchnorm._NormBase
+        self._foreign = [
+            name for name, m in model.named_modules()
+            if isinstance(m, base) and m.running_mean is not None and not hasattr(m, "tracker")
+        ]  # fmt: skip
         self._own: list[Any] = []
 
     def __enter__(self) -> HeldStatistics:
+        if self._foreign:
+            raise OptionError(
+                "Some running statistics cannot be held",
+                received=f"layers of torch.nn, the first of them {self._foreign[0]!r}",
+                expected="normkit's layers",
+                remedy="normkit.torch.accelerate(model) makes them normkit's.",
+            )
         for layer in self._layers:
             if layer.tracker.holding:
                 raise OptionError(
@@ -221,7 +277,7 @@ class HeldStatistics:
     def __exit__(self, *error: object) -> None:
         for layer in self._own:
             layer.tracker.holding = False
-            layer.tracker.pending.clear()
+            layer.tracker.forget()
         self._own.clear()
 
     def commit(self) -> None:
@@ -235,10 +291,7 @@ class HeldStatistics:
     def rollback(self) -> None:
         """Forget the batches since the last commit."""
         for layer in self._layers:
-            layer.tracker.pending.clear()
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._layers)
+            layer.tracker.forget()
 
 
 def hold_statistics(model: nn.Module) -> HeldStatistics:

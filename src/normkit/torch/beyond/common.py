@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from normkit.errors import DTypeError, OptionError, ShapeError
+from normkit.torch.statistics import Tracker
+from normkit.torch.transforms import is_recomputation
 
 __all__ = [
     "ChannelLayer",
@@ -217,6 +220,7 @@ class TrackingLayer(ChannelLayer):
     ) -> None:  # fmt: skip
         super().__init__(num_features, 1, device=device, dtype=dtype)
         self.momentum = _check_momentum(momentum)
+        self.tracker = Tracker()
         for name in tracked:
             buffer = torch.full((num_features,), self.running_starts[name], device=device)
             self.register_buffer(name, buffer.to(dtype))
@@ -243,8 +247,28 @@ class TrackingLayer(ChannelLayer):
         about its population's spread: its estimate is 0. An empty batch changes nothing, nor does
         any where no averages are kept.
         """
-        if self.num_batches_tracked is None or count == 0:
+        if self.num_batches_tracked is None or count == 0 or is_recomputation():
             return
+        if not self.tracker.holding:
+            self._move(count, batch)
+            return
+        # Held batches count as one, each by its elements; between means lies no spread here.
+        pending = self.tracker.pending
+        for name, values in batch.items():
+            seen, average = pending.get(name, (0, torch.zeros_like(values)))
+            share = count / (seen + count)
+            pending[name] = (seen + count, torch.lerp(average, values.detach(), share))
+
+    def pending_steps(self) -> list[Any]:
+        """What a commit of :func:`normkit.torch.hold_statistics` has to do."""
+        pending = dict(self.tracker.pending)
+        if not pending:
+            return []
+        count = next(iter(pending.values()))[0]
+        return [partial(self._move, count, {name: values for name, (_, values) in pending.items()})]
+
+    def _move(self, count: int, batch: dict[str, torch.Tensor]) -> None:
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             for name, values in batch.items():

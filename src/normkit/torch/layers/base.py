@@ -54,6 +54,10 @@ class KernelLayer(nn.Module):
         input_activation: str | None = None,
     ) -> Tensor:
         """activation(norm(input_activation(input)) + residual); see the class for the options."""
+        if promotes(input, residual, activation):  # as under autocast
+            options = {"mask": mask, "lengths": lengths, "weight": weight, "bias": bias}
+            y = self(input, input_activation=input_activation, **options)
+            return native.finish(y, residual, activation)
         if mask is None and lengths is None and weight is None and bias is None:
             y = self._plainly(input, residual, activation, input_activation)
             if y is not None:
@@ -139,6 +143,15 @@ class KernelLayer(nn.Module):
     ) -> tuple[Tensor, Any]:
         y, moments = run(plan, x, *self._affine(weight, bias), residual)
         return offered(y), moments
+
+
+def promotes(input: Any, residual: Any, activation: str | None) -> bool:
+    """Whether a residual is not like the input, so that PyTorch's operators have to add it."""
+    if residual is None or not isinstance(input, Tensor) or not native.knows(activation):
+        return False
+    if not isinstance(residual, Tensor):
+        return isinstance(residual, (int, float))
+    return residual.dtype != input.dtype or residual.shape != input.shape
 
 
 def check_channels(input: Tensor, axis: int, expected: int, kind: str) -> None:

@@ -16,10 +16,11 @@ from normkit.moments import Moments
 from normkit.norms import Norm
 from normkit.torch import native
 from normkit.torch.calls import Plan, Reducer, run_by_operators
-from normkit.torch.layers.base import check_channels
+from normkit.torch.layers.base import check_channels, promotes
 from normkit.torch.layers.running import RunningLayer
 from normkit.torch.options import BatchOptions, RenormSchedule
 from normkit.torch.statistics import RunningStatistics, merge_sets
+from normkit.torch.transforms import is_transformed
 
 Tensor = torch.Tensor
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -109,6 +110,12 @@ class BatchLayer(RunningLayer, _BatchNorm):
         domain: int | Tensor | None = None,
     ) -> Tensor:
         """As in every layer; ``domain=`` is the number of the input's domain, or each sample's."""
+        if promotes(input, residual, activation):
+            y = self(
+                input, mask=mask, lengths=lengths, weight=weight, bias=bias, domain=domain,
+                input_activation=input_activation,
+            )  # fmt: skip
+            return native.finish(y, residual, activation)
         plain = mask is None and lengths is None and weight is None and bias is None
         if plain and domain is None:
             y = self._plainly(input, residual, activation, input_activation)
@@ -146,7 +153,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
 
     def _is_constant(self, input: Tensor) -> bool:
         """Whether the input is not needed in backward, where torch.nn would keep it."""
-        if not (torch.is_grad_enabled() and input.requires_grad) or torch.compiler.is_compiling():
+        if not (torch.is_grad_enabled() and input.requires_grad) or is_transformed():
             return False
         return self.weight is None or not self.weight.requires_grad
 
@@ -173,7 +180,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         if not x.numel() and plan.reducer is None:
             return self._run(plan, x, weight, bias, residual)[0]
         if self.options.renorm is not None:
-            plan = replace(plan, renorm=self._renorm(self._reference(domain), x))
+            plan = replace(plan, renorm=self._renorm(self._reference(x, domain), x))
         small = self._small_sets(plan, x, domain)
         if small is not None:
             gamma, beta = self._affine(weight, bias)
@@ -182,7 +189,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         else:
             y, moments = self._run(plan, x, weight, bias, residual)
         if self._moves():
-            self._record(self._recorded(plan, moments), domain)
+            self._record(self._recorded(plan, moments), domain, x.shape[0])
         return y
 
     def _recorded(self, plan: Plan, moments: Moments) -> Moments:  # noqa: ARG002 - ranks need it
@@ -217,7 +224,7 @@ class BatchLayer(RunningLayer, _BatchNorm):
         if self.options.on_small_batch == "running":
             masked = plan.mask is not None or plan.lengths is not None
             if smallest < 2 or masked or plan.reducer is not None:
-                state = self._reference(domain)
+                state = self._reference(x, domain)
                 return _SmallSets(state.mean, state.var, plan.reducer)
         elif smallest < 2 and self.training and plan.reducer is None:
             raise ValueError(

@@ -97,7 +97,7 @@ class InstanceLayer(RunningLayer, nn.modules.instancenorm._InstanceNorm):
             )
         y, moments = self._run(plan, x, weight, bias, residual)
         if self._moves() and x.numel():
-            self._record(_averaged(moments), None)
+            self._record(_averaged(moments), None, x.shape[0])
         return y
 
 

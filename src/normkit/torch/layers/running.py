@@ -12,11 +12,14 @@ from normkit.errors import OptionError
 from normkit.moments import Moments
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.options import BatchOptions, check_eps, check_momentum
-from normkit.torch.statistics import RunningStatistics, Tracker, advance
+from normkit.torch.statistics import RunningStatistics, Tracker, advance, is_acceptable
 from normkit.torch.transforms import is_recomputation, is_transformed, snapshot
 
 Tensor = torch.Tensor
 _PLAIN = BatchOptions()
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+#: Elements by which a batch is known again.
+_FEW = 32
 
 
 class RunningLayer(KernelLayer):
@@ -69,12 +72,20 @@ class RunningLayer(KernelLayer):
         What it saves for backward is what torch.nn's forward saves, which checkpointing checks.
         """
         self._check_input_dim(input)
-        mean, var = self.running_mean.clone(), self.running_var.clone()
+        # Not the buffers' values: where these are NaN, momentum 1 would hand them on.
+        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
         # Momentum 1 leaves the batch's own statistics in them.
         y = function(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         if self._moves() and input.numel():
-            self._record(Moments(count, mean, var * max(count - 1.0, 1.0)), None)
+            batch = Moments(count, mean, var * max(count - 1.0, 1.0))
+            self._record(batch, None, input.shape[0])
         return y
+
+    def reset_running_stats(self) -> None:
+        """As in torch.nn; what is held is forgotten too."""
+        super().reset_running_stats()  # type: ignore[misc]
+        if "tracker" in self.__dict__:
+            self.tracker.forget()
 
     # --- buffers as a value ---------------------------------------------------------------------
 
@@ -92,25 +103,32 @@ class RunningLayer(KernelLayer):
         state: list[Any] = [None if t is None else t.clone() for t in self._state(domain)]
         return RunningStatistics(*state)
 
-    def _reference(self, domain: int | None) -> RunningStatistics:
+    def _reference(self, x: Tensor, domain: int | None) -> RunningStatistics:
         """A copy of the running statistics for a batch that is normalized with them and moves them.
 
-        As they were when the batch came by first: activation checkpointing brings the last one
-        again in backward.
+        As they were when the batch came by first: activation checkpointing brings it again in
+        backward, when they have moved on.
         """
         key = -1 if domain is None else domain
-        if is_recomputation() and key in self.tracker.before:
-            return self.tracker.before[key]
+        if not is_transformed():
+            step = max(x.numel() // _FEW, 1)
+            few = x.detach().reshape(-1)[::step].clone()
+        if is_recomputation():
+            for known, seen, state in reversed(self.tracker.before):
+                if known == key and torch.equal(seen, few):
+                    return state
         copies: list[Any] = [None if t is None else snapshot(t) for t in self._state(domain)]
         state = RunningStatistics(*copies)
         if not is_transformed():
-            self.tracker.before[key] = state
+            self.tracker.before.append((key, few, state))
         return state
 
-    def _record(self, batch: Moments, domain: int | None) -> None:
+    def _record(self, batch: Moments, domain: int | None, samples: int) -> None:
         """A batch's moments, one set a channel, go where they belong."""
         if self.tracker.holding:
-            self.tracker.hold(-1 if domain is None else domain, batch)
+            if is_acceptable(batch, self.options.on_nonfinite):
+                averaged = None if self._counts_batches else samples
+                self.tracker.hold(-1 if domain is None else domain, batch, averaged)
         elif self._is_simple(batch) and domain is None:
             with torch.no_grad():
                 self.running_mean.lerp_(batch.mean.to(self.running_mean.dtype), self.momentum)
@@ -165,7 +183,7 @@ class RunningLayer(KernelLayer):
             return
         if isinstance(domain, int) and 0 <= domain < domains:
             return
-        whole = isinstance(domain, Tensor) and not domain.is_floating_point()
+        whole = isinstance(domain, Tensor) and domain.dtype in _WHOLE
         if not whole or not bool(((domain >= 0) & (domain < domains)).all()):
             raise OptionError(
                 "No such domain",

@@ -15,10 +15,11 @@ from normkit.norms import GroupNorm as _GroupNorm
 from normkit.norms import Norm
 from normkit.norms import RMSNorm as _RMSNorm
 from normkit.norms import TokenLayerNorm as _TokenLayerNorm
-from normkit.torch.calls import Plan, run
+from normkit.torch.calls import Plan, check_lengths, run
 from normkit.torch.layers.base import KernelLayer, check_channels
 from normkit.torch.lean import offered
 from normkit.torch.options import check_eps
+from normkit.torch.transforms import is_transformed
 
 Tensor = torch.Tensor
 _layer_norm = lru_cache(maxsize=64)(_TokenLayerNorm)
@@ -143,6 +144,8 @@ def _token_mask(
                 expected="lengths= alone, with (N, T, ...) input",
                 remedy="Use mask= for anything else.",
             )
+        if not is_transformed():
+            check_lengths(lengths, tokens[1])
         steps = torch.arange(tokens[1], device=input.device)
         mask = steps[None, :] < lengths[:, None]
         mask = mask.reshape(tokens[:2] + (1,) * (len(tokens) - 2))

@@ -208,12 +208,22 @@ def _admit_to_ddp() -> None:
     parallel._passing_sync_batchnorm_handle = check_others
 
 
+def _is_its_own_kind(module: nn.Module) -> bool:
+    """Whether a batch norm does something that a synchronized one would not."""
+    normkit = isinstance(module, BatchLayer)
+    return (
+        normkit
+        and type(module).__module__ != "normkit.torch.layers.batch"
+        and not isinstance(module, SyncBatchNorm)
+    )
+
+
 def _convert(cls: type[SyncBatchNorm], module: nn.Module, group: Any, done: dict[int, Any]) -> Any:
     found = done.get(id(module))
     if found is not None:
         return found
     new: Any = module
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, _BatchNorm) and not _is_its_own_kind(module):
         if any(nn.parameter.is_lazy(p) for p in module.parameters(recurse=False)):
             raise OptionError(
                 "A lazy layer cannot be synchronized yet",
