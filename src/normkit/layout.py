@@ -185,12 +185,11 @@ class Layout:
         k, g, p = values.shape
         if g > 1 and self.set_channels > 1:
             shape = (k, g, self.set_channels, p)
-            values = xp.reshape(
-                xp.broadcast_to(values[:, :, None, :], shape), (k, g * self.set_channels, p)
-            )
+            spread = _broadcast(xp, values[:, :, None, :], shape)
+            values = xp.reshape(spread, (k, g * self.set_channels, p))
         if k > 1 and self.set_samples > 1:
             shape = (k, self.set_samples, *values.shape[1:])
-            spread = xp.broadcast_to(values[:, None, ...], shape)
+            spread = _broadcast(xp, values[:, None, ...], shape)
             spread = xp.reshape(spread, (k * self.set_samples, *values.shape[1:]))
             values = spread[: self.n, ...]
         return values
@@ -264,6 +263,13 @@ class Layout:
         order = list(range(1, len(shape)))
         order.insert(channel, 0)
         return xp.permute_dims(xp.reshape(xp.sum(values, axis=0), shape), tuple(order))
+
+
+def _broadcast(xp: Any, values: Any, shape: tuple[int, ...]) -> Any:
+    """broadcast_to; in PyTorch by the name that all its transforms know."""
+    return (
+        values.expand(shape) if hasattr(type(values), "expand") else xp.broadcast_to(values, shape)
+    )
 
 
 def make_layout(norm: _Box, shape: tuple[int, ...], axis: int) -> Layout:

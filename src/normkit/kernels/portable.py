@@ -149,9 +149,9 @@ class PortableBackend:
         if call.mask is not None:
             cube = xp.broadcast_to(call.mask, (layout.n, layout.c, layout.l))
             return layout.gather(xp, xp.astype(cube, self._work(call.x)))
+        if layout.even:
+            return float(layout.set_size)
         counts = layout.set_counts()
-        if len(set(counts)) <= 1:
-            return float(counts[0]) if counts else 0.0
         # asarray of a host list: shapes only, no data of the user's
         array = xp.asarray(counts, dtype=self._work(call.x), device=getattr(call.x, "device", None))
         return xp.reshape(array, (-1, 1, 1))
@@ -250,9 +250,7 @@ class PortableBackend:
         through = layout.spread(xp, constant)
         if linear is not None:
             through = apart * layout.spread(xp, linear) + through
-        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(
-            call, xp.broadcast_to(through, dz.shape)
-        )
+        dx = self._weighted(call, dz) * layout.spread(xp, slope) + self._valid(call, through)
         if call.input_activation is not None:
             dx = dx * call.input_activation.slope(self._cube(call, call.x), self._ops(call))
         if call.residual is None:

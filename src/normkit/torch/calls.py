@@ -25,7 +25,7 @@ from normkit.layout import layout_of, make_layout
 from normkit.moments import Moments
 from normkit.norms import Norm
 from normkit.torch.host import TorchHost
-from normkit.torch.transforms import is_mapped, is_transformed
+from normkit.torch.transforms import is_batched, is_mapped, is_transformed
 
 __all__ = [
     "Plan", "Reducer", "Repeat", "can_repeat", "check_version", "is_plain_cpu", "run",
@@ -312,7 +312,7 @@ def _gradients(
     # A copy: several threads may walk one graph.
     call = replace(saved.call, x=x, gamma=gamma, beta=beta, residual=residual, prepared=None)
     saved = replace(saved, call=call)
-    if is_mapped():  # vmap over gradients: the kernels cannot see through it
+    if is_batched(dy):  # vmap over gradients: the kernels cannot see through it
         saved = _on_operators(saved)
     if reducer is None or not saved.taken:
         grads = engine.backward(norm, dy, saved)

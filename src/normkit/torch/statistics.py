@@ -121,8 +121,9 @@ def _merged(state: RunningStatistics, batch: Moments) -> tuple[Tensor, Tensor, T
             remedy="Start with RunningStatistics.start(features).",
         )
     wide = torch.float64
-    count = torch.as_tensor(batch.count, dtype=wide, device=seen.device).expand(seen.shape)
     before = seen.to(wide)
+    known = isinstance(batch.count, Tensor)
+    count = batch.count.to(wide) if known else torch.full_like(before, batch.count)
     m2 = state.var.to(wide) * torch.clamp(before - 1, min=1) * (before > 0)
     after = Moments(before, state.mean.to(wide) * (before > 0), m2).merge(
         Moments(count, batch.mean.to(wide), batch.m2.to(wide))

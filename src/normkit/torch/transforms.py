@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_mapped", "is_recomputation", "is_transformed", "snapshot"]
+__all__ = ["is_batched", "is_mapped", "is_recomputation", "is_transformed", "snapshot"]
 
 _functorch_level = torch._C._functorch.maybe_current_level
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_old_batched = torch._C._functorch.is_legacy_batchedtensor  # of is_grads_batched=True
 _graph_task = torch._C._current_graph_task_id
 
 
@@ -30,6 +32,11 @@ def is_transformed() -> bool:
 def is_mapped() -> bool:
     """Whether torch.func looks through, where a tensor's memory format cannot be asked for."""
     return _functorch_level() is not None
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for many, which lie nowhere as one: a gradient under vmap."""
+    return is_mapped() or _is_batched(tensor) or _is_old_batched(tensor)
 
 
 def is_recomputation() -> bool:
