@@ -482,6 +482,17 @@ def test_freezing_is_reversible_and_takes_torch_nns_layers():
         nt.freeze(model, stats=False, affine=False)
 
 
+def test_freezing_refuses_what_it_cannot_freeze_and_leaves_it():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.LazyBatchNorm1d())
+    with pytest.raises(OptionError, match=r"(?s)LazyBatchNorm1d '1'.*Run an input"):
+        nt.freeze(model)
+    assert type(model[0]) is torch.nn.BatchNorm1d
+    odd = torch.nn.BatchNorm1d(3, momentum=math.nan)
+    with pytest.raises(OptionError, match="momentum"):
+        nt.freeze(odd)
+    assert type(odd) is torch.nn.BatchNorm1d
+
+
 # --- norm and activation --------------------------------------------------------------------------
 
 LAYERS = [

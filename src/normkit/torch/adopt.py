@@ -15,6 +15,11 @@ _OURS: dict[type, type[KernelLayer]] = {
 }
 
 
+def adoptable(module: nn.Module) -> bool:
+    """Whether a module is a norm layer of torch.nn's or normkit's."""
+    return type(module) in _OURS or isinstance(module, KernelLayer)
+
+
 def adopt(module: nn.Module) -> bool:
     """Make a torch.nn norm layer one of normkit's, with its parameters, buffers, mode and hooks.
 

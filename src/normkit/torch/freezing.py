@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from normkit.errors import OptionError
-from normkit.torch.adopt import adopt
+from normkit.torch.adopt import adopt, adoptable
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.layers.running import RunningLayer
 
@@ -51,6 +52,14 @@ def freeze(model: nn.Module, stats: bool = True, affine: bool = True) -> list[st
             remedy="unfreeze(model) undoes a freeze.",
         )
     changed = []
+    for name, layer in model.named_modules():
+        if any(is_lazy(p) for p in layer.parameters(recurse=False)) and adoptable(layer):
+            raise OptionError(
+                "A lazy layer cannot be frozen yet",
+                received=f"{type(layer).__name__} {name!r}",
+                expected="layers that know their channels",
+                remedy="Run an input through the model first.",
+            )
     for name, layer in model.named_modules():
         adopt(layer)
         if isinstance(layer, KernelLayer) and _freeze(layer, stats, affine):

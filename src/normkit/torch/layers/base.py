@@ -33,9 +33,18 @@ class KernelLayer(nn.Module):
 
     @classmethod
     def adopt(cls, module: nn.Module) -> Any:
-        """Make a layer of torch.nn one of normkit's, in place, with everything that hangs on it."""
+        """Make a layer of torch.nn one of normkit's, in place, with everything that hangs on it.
+
+        Raises:
+            OptionError: it has an eps or momentum that normkit refuses; it stays as it was.
+        """
+        before = type(module)
         module.__class__ = cls
-        module._prepare()  # type: ignore[operator]
+        try:
+            module._prepare()  # type: ignore[operator]
+        except Exception:
+            module.__class__ = before
+            raise
         return module
 
     def _prepare(self) -> None:
