@@ -14,9 +14,10 @@ from normkit.layout import ALL, Split
 from normkit.norms import Norm
 
 #: Bytes of x up to which PyTorch's own operators are at least as quick, measured on two cores with
-#: 32 MB of last-level cache. Its channels-last batch norm, and its group norm of small planes, are
-#: good while x stays in that cache; its channels-first batch norm is slow from early on.
-_BATCH, _BATCH_COLUMNS, _SMALL_PLANES, _OTHERS = 1 << 20, 28 << 20, 28 << 20, 2 << 20
+#: 32 MB of last-level cache. Its channels-last batch norm, its group norm of small planes and its
+#: layer norm are good while x stays in that cache; its channels-first batch norm is slow from early
+#: on, and so is its RMS norm.
+_BATCH, _OTHERS, _FUSED_COLUMNS, _IN_CACHE = 1 << 20, 2 << 20, 12 << 20, 28 << 20
 _PLANE = 64
 _forced: int | None = None
 
@@ -65,16 +66,20 @@ def is_small(norm: Norm, x: torch.Tensor, axis: int = 1, fused: bool = False) ->
     size = count * x.element_size()
     if size <= _BATCH:  # the least of the limits
         return size > 0
-    return not fused and size <= _limit(norm, x, axis)
+    limit = _limit(norm, x, axis)
+    if fused:  # PyTorch makes several passes where normkit makes one
+        return limit == _IN_CACHE and norm.samples == ALL and size <= _FUSED_COLUMNS
+    return size <= limit
 
 
 def _limit(norm: Norm, x: torch.Tensor, axis: int) -> int:
     if norm.samples == ALL and norm.channels == 1:
         columns = x.dim() <= 2 or (axis == 1 and x.stride(1) == 1)
-        return _BATCH_COLUMNS if columns else _BATCH
+        return _IN_CACHE if columns else _BATCH
     if isinstance(norm.channels, Split) and x.dim() > 2 and x[0, 0].numel() <= _PLANE:
-        return _SMALL_PLANES
-    return _OTHERS
+        return _IN_CACHE
+    tokens = norm.channels == ALL and norm.positions == 1 and norm.center
+    return _IN_CACHE if tokens and axis == -1 else _OTHERS
 
 
 def misreads_gradient(x: torch.Tensor) -> bool:
