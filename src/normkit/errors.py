@@ -8,6 +8,9 @@ from __future__ import annotations
 
 __all__ = [
     "DTypeError",
+    "DataError",
+    "FileError",
+    "ModelError",
     "NonFiniteError",
     "NormError",
     "NotNormalizableError",
@@ -66,6 +69,18 @@ class NotNormalizableError(_ExplainedError, TypeError):
 
 class NonFiniteError(_ExplainedError, FloatingPointError):
     """A batch holds NaN or infinity where the user asked to be told."""
+
+
+class ModelError(_ExplainedError, ValueError):
+    """A model, or a layer in it, is not one that this can be done to."""
+
+
+class DataError(_ExplainedError, ValueError):
+    """Data for a model holds nothing, or not what the model takes."""
+
+
+class FileError(_ExplainedError, OSError):
+    """A file is missing, damaged, of another kind than its name says, or not to be replaced."""
 
 
 class SyncError(_ExplainedError, RuntimeError):

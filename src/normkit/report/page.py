@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -17,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from normkit.report.sections import Chart, Line, Section, Table
+from normkit.writing import write_whole
 
 
 def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
@@ -35,19 +33,7 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
 
 def save(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all, also when interrupted."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_whole(path, text)
 
 
 @cache

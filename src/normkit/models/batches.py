@@ -1,0 +1,158 @@
+"""A model's data as batches, and one call of the model on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.errors import DataError
+
+__all__ = ["Batch", "Forward", "batches_of", "call"]
+
+Tensor = torch.Tensor
+#: Calls the model on what the user's data gave: ``forward(model, batch)``.
+Forward = Callable[[nn.Module, Any], Any]
+
+SIZE = 64  # of batches that are cut from one tensor
+_LABELS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step of the data gave.
+
+    Args:
+        raw: as it came.
+        args, kwargs: what the model is called with.
+        labels: whole numbers, one a sample, where the data has such; else None.
+    """
+
+    raw: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Tensor | None = None
+
+    @property
+    def samples(self) -> int:
+        """The first argument's first dimension."""
+        for value in (*self.args, *self.kwargs.values()):
+            if isinstance(value, Tensor) and value.dim():
+                return len(value)
+        return 0
+
+
+def batches_of(data: Any, *, device: Any = None) -> Iterator[Batch]:
+    """Batches from whatever a user has.
+
+    A tensor or NumPy array is cut along its first dimension. Anything that can be iterated gives
+    batches: a tensor (the input), a tuple or list (input, labels, ...), a dictionary (keyword
+    arguments; ``labels`` and the like stay out of them). A function without arguments is called for
+    one of these.
+
+    Args:
+        device: where the tensors go; where they are by default.
+
+    Raises:
+        DataError: there is no batch, or one that holds no tensor.
+    """
+    found = False
+    for raw in _raw(data):
+        batch = _batch(raw, device)
+        found = True
+        yield batch
+    if not found:
+        raise DataError(
+            "The data gave no batch",
+            received=f"an empty {type(data).__name__}",
+            expected="at least one batch",
+            remedy="An iterator that has been used up gives nothing: pass a DataLoader, a list, or "
+            "a function that makes a new iterator.",
+        )
+
+
+def _raw(data: Any) -> Iterable[Any]:
+    if callable(data) and not isinstance(data, (Tensor, Iterable)):
+        data = data()
+    if hasattr(data, "__array__") and not isinstance(data, Tensor):
+        data = torch.as_tensor(data)
+    if isinstance(data, Tensor):
+        return data.split(SIZE) if data.dim() else (data,)
+    if isinstance(data, Mapping):
+        return (data,)
+    arrays = isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data)
+    if arrays and len({len(v) for v in data if v.dim()}) == 1 and all(v.dim() for v in data):
+        return list(zip(*(v.split(SIZE) for v in data), strict=True))
+    if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
+        return data
+    if isinstance(data, torch.utils.data.Dataset):
+        return torch.utils.data.DataLoader(data, batch_size=SIZE)
+    raise DataError(
+        "That is no data",
+        received=type(data).__name__,
+        expected="a tensor, a DataLoader, or something that gives batches when iterated",
+        remedy="For instance torch.utils.data.DataLoader(dataset, batch_size=64).",
+    )
+
+
+def _batch(raw: Any, device: Any) -> Batch:
+    labels: Any = None
+    if isinstance(raw, Mapping):
+        kwargs = {str(k): _tensor(v, device) for k, v in raw.items()}
+        for name in _LABELS:
+            labels = kwargs.pop(name, labels)
+        args: tuple[Any, ...] = ()
+    elif isinstance(raw, (tuple, list)) and raw:
+        args, kwargs = (_tensor(raw[0], device),), {}
+        labels = _tensor(raw[1], device) if len(raw) > 1 else None
+    else:
+        args, kwargs = (_tensor(raw, device),), {}
+    if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+        raise DataError(
+            "A batch holds no tensor",
+            received=_shown(raw),
+            expected="a tensor, (input, labels), or a dictionary of the model's arguments",
+            remedy="Or pass forward=, a function (model, batch) that calls the model.",
+        )
+    batch = Batch(raw, args, kwargs)
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() == 1:
+        batch = Batch(raw, args, kwargs, labels) if len(labels) == batch.samples else batch
+    return batch
+
+
+def _tensor(value: Any, device: Any) -> Any:
+    if hasattr(value, "__array__") and not isinstance(value, Tensor):
+        value = torch.as_tensor(value)
+    return value.to(device) if isinstance(value, Tensor) and device is not None else value
+
+
+def _shown(raw: Any) -> str:
+    if isinstance(raw, Mapping):
+        return f"a dictionary of {', '.join(map(repr, raw)) or 'nothing'}"
+    return f"{type(raw).__name__}: {raw!r:.60}"
+
+
+def call(model: nn.Module, batch: Batch, forward: Forward | None = None) -> Any:
+    """The model's result on a batch.
+
+    Raises:
+        DataError: the model does not take it; the cause is chained.
+    """
+    if forward is not None:
+        return forward(model, batch.raw)
+    try:
+        return model(*batch.args, **batch.kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = [tuple(v.shape) for v in (*batch.args, *batch.kwargs.values())
+                  if isinstance(v, Tensor)]  # fmt: skip
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            "The model does not take this batch",
+            received=f"shapes {', '.join(map(str, shapes))}",
+            expected="the model's input",
+            remedy=f"{type(model).__name__} says: {said}. "
+            "forward=, a function (model, batch), can call it in another way.",
+        ) from error
