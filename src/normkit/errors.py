@@ -43,6 +43,11 @@ def _restore(kind: type[Exception], text: str, state: dict[str, object]) -> Exce
     return error
 
 
+def is_explained(error: BaseException) -> bool:
+    """Whether an error's text already says what to do."""
+    return isinstance(error, _ExplainedError)
+
+
 class NormError(_ExplainedError, ValueError):
     """A norm was described with a value that it cannot have."""
 

@@ -1,0 +1,115 @@
+"""`normkit audit`: a model goes in, findings come out, and a status for continuous integration."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from normkit.cli import options
+from normkit.cli.printing import note, print_json, print_table
+
+NAME = "audit"
+NEEDS_ARGUMENTS = True
+EPILOG = options.examples(
+    ("normkit audit weights.safetensors", "what weights alone can tell"),
+    ("normkit audit zoo:resnet18 --weights best.pt --data val.npz", "all rules, fresh statistics"),
+    ("normkit audit model.onnx --html report.html", "a page to look at"),
+    ("normkit audit zoo:net --batch-size 2 --json --fail-on error", "for continuous integration"),
+)
+
+
+class Severity(enum.StrEnum):
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def command(
+    model: options.Model,
+    weights: options.Weights = None,
+    data: options.Data = None,
+    batch_size: options.BatchSize = 64,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with pictures of every layer.", metavar="FILE")
+    ] = None,
+    as_json: options.Json = False,
+    fail_on: Annotated[
+        Severity, typer.Option(help="The least severity that makes the exit status 1.")
+    ] = Severity.warning,
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A rule to leave out; repeatable.", metavar="RULE")
+    ] = None,
+    train_batch: Annotated[
+        int | None, typer.Option(min=1, help="Training: samples a batch on one rank.")
+    ] = None,
+    train_size: Annotated[
+        int | None, typer.Option(min=1, help="Training: samples an epoch on one rank.")
+    ] = None,
+    drop_last: Annotated[
+        bool | None, typer.Option(help="Training: an incomplete last batch is left out.")
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Training: ranks that train together.")
+    ] = None,
+    broadcast_buffers: Annotated[
+        bool | None, typer.Option(help="Training: DistributedDataParallel's argument.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Training: micro-batches in an optimizer step.")
+    ] = None,
+    averaged: Annotated[
+        bool | None, typer.Option(help="The weights are an average of trained ones (SWA, EMA).")
+    ] = None,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,  # noqa: ARG001 - read where errors are caught
+) -> None:
+    """Look for faults of normalization; exit status 0: clean, 1: findings, 2: could not run."""
+    from normkit.models.audit import audit
+    from normkit.models.opening import open_model
+    from normkit.writing import check_output
+
+    if html is not None:
+        check_output(html, overwrite=overwrite)
+    opened = open_model(model, weights=weights)
+    report = audit(
+        opened,
+        options.opened_data(data, batch_size),
+        ignore=tuple(ignore or ()),
+        batch_size=train_batch,
+        dataset_size=train_size,
+        drop_last=drop_last,
+        world_size=ranks,
+        broadcast_buffers=broadcast_buffers,
+        accumulate=accumulate,
+        averaged=averaged,
+    )
+    if html is not None:
+        report.save(html, overwrite=overwrite)
+        note(f"page: {html}")
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+    raise typer.Exit(report.exit_status(fail_on.value))
+
+
+def _print(report: Any) -> None:
+    typer.echo(report.verdict)
+    if report.findings:
+        rows = [
+            (f.severity, f.rule, f.site or "(the model)", f.measured, f.repair)
+            for f in report.findings
+        ]
+        print_table(("severity", "rule", "layer", "measured", "repair"), rows)
+    for words in report.notes:
+        typer.echo(f"note: {words}")
+    if report.skipped:
+        needs: dict[str, list[str]] = {}
+        for skipped in report.skipped:
+            needs.setdefault(skipped.needs, []).append(skipped.rule)
+        typer.echo("not run:")
+        for what, rules in needs.items():
+            typer.echo(f"  {', '.join(rules)}: needs {what}")

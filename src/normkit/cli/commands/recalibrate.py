@@ -1,0 +1,82 @@
+"""`normkit recalibrate`: exact statistics of a data set, written with the weights."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from normkit.cli import options
+from normkit.cli.printing import note, print_json, print_table
+
+NAME = "recalibrate"
+NEEDS_ARGUMENTS = True
+EPILOG = options.examples(
+    (
+        "normkit recalibrate zoo:resnet18 --weights best.pt --data train.npz -o repaired.pt",
+        "statistics of all the training data, exactly",
+    ),
+    (
+        "normkit recalibrate zoo:net --weights best.pt --data night_images/ -o night.safetensors",
+        "statistics of another domain (AdaBN)",
+    ),
+)
+
+
+class Method(enum.StrEnum):
+    population = "population"
+    ema = "ema"
+    cumulative = "cumulative"
+
+
+def command(
+    model: options.Model,
+    data: options.NeededData,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The new weights: .safetensors or .pt.", metavar="FILE"),
+    ],
+    weights: options.Weights = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="Exact statistics of everything, or what training batches would leave."),
+    ] = Method.population,
+    layerwise: Annotated[
+        bool,
+        typer.Option("--layerwise", help="Layer after layer, each behind corrected ones: slower."),
+    ] = False,
+    batch_size: options.BatchSize = 64,
+    as_json: options.Json = False,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,  # noqa: ARG001
+) -> None:
+    """Take the running statistics anew from data; nothing is written if that fails."""
+    from normkit.models.opening import open_model
+    from normkit.models.recalibrate import recalibrate
+    from normkit.models.saving import check_weights_output, save_weights
+
+    inputs = [path for path in (weights, Path(model)) if path is not None]
+    check_weights_output(out, inputs, overwrite=overwrite)
+    module = options.module_of(open_model(model, weights=weights))
+    shifts = recalibrate(
+        module, options.opened_data(data, batch_size), method.value, layerwise=layerwise
+    )
+    save_weights(module, out, inputs, overwrite=overwrite)
+    if as_json:
+        print_json([asdict(shift) for shift in shifts])
+    else:
+        _print(shifts)
+    note(f"weights: {out}")
+
+
+def _print(shifts: list[Shift]) -> None:
+    if not shifts:
+        typer.echo("no layer with running statistics: nothing to recalibrate")
+        return
+    rows = [
+        (s.name, f"{s.worst:.3g}", f"{s.divergence:.3g}", str(s.elements)) for s in shifts
+    ]
+    print_table(("layer", "largest shift of a mean (σ)", "KL", "elements"), rows)

@@ -1,0 +1,82 @@
+"""From the shell to a command and back: one line for an error, a number for the shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from normkit.errors import is_explained
+from normkit.extras import EXTRAS
+
+#: What a program returns that could not do what it was asked.
+FAILED = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, or 1 for findings of an audit, 2 for an error, 130 for Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was written")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has gone: `normkit audit … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            _say(_line(error))
+        return FAILED
+
+
+def _run(words: list[str]) -> int:
+    # Late, so that a missing extra is one line too.
+    import typer
+
+    from normkit.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(words, prog_name="normkit", standalone_mode=False)
+    except Exception as error:
+        return _usage(error)
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: Exception) -> int:
+    """What typer says about words that it does not understand; anything else goes on."""
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if type(error).__name__ == "Abort":
+        raise KeyboardInterrupt from error
+    if status is None:
+        raise error
+    if callable(show):
+        show()
+    return int(status)
+
+
+def _line(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, ModuleNotFoundError):
+        name = (error.name or "").split(".")[0]
+        if name in EXTRAS:
+            return f"{name} is not installed; pip install 'normkit[{EXTRAS[name]}]'"
+    words = " ".join(str(error).split())
+    if is_explained(error):
+        return words
+    kind = type(error).__name__
+    return f"{kind}: {words or 'without a word'} (--debug shows where)"
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(f"normkit: {words}\n")

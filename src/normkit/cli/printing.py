@@ -1,0 +1,60 @@
+"""What commands print: tables for people on a terminal, plain text in a pipe, JSON when asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["note", "print_json", "print_table", "reporter"]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output; NaN and infinity become null, which JSON has."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on standard output: as wide as the terminal, or as the longest line in a pipe."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A pipe has no width: nothing is folded there, so that grep and awk see whole rows.
+    console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))  # cells are data, not markup
+    with console.capture() as shown:
+        console.print(table)
+    lines = (line.rstrip() for line in shown.get().splitlines())
+    sys.stdout.write("\n".join(line for line in lines if line) + "\n")
+
+
+def note(words: str) -> None:
+    """A line beside the result: on standard error, so that a pipe gets the result only."""
+    sys.stderr.write(words + "\n")
+
+
+def reporter(as_json: bool) -> Callable[[str], Any]:
+    """Where a tool's own lines go."""
+    return note if as_json else _line
+
+
+def _line(words: str) -> None:
+    sys.stdout.write(words + "\n")
