@@ -55,13 +55,16 @@ def _run(words: list[str]) -> int:
 
 def _usage(error: Exception) -> int:
     """What typer says about words that it does not understand; anything else goes on."""
-    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
     if type(error).__name__ == "Abort":
         raise KeyboardInterrupt from error
-    if status is None:
+    status, message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
+    if status is None or message is None:
         raise error
-    if callable(show):
-        show()
+    context = getattr(error, "ctx", None)
+    path = "normkit" if context is None else context.command_path
+    words = " ".join(message().split())
+    if words:  # else the help was asked for, and has been shown
+        _say(f"{words} ({path} --help shows what it takes)")
     return int(status)
 
 

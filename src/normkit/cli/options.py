@@ -89,3 +89,8 @@ _FORMATS = {
     "program": "an exported program",
     "onnx": "an ONNX model",
 }
+
+
+def inputs(model: str, weights: Path | None) -> list[Path]:
+    """The files that a command reads, which its result must not replace unasked."""
+    return [path for path in (weights, Path(model)) if path is not None]

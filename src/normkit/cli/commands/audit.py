@@ -11,6 +11,7 @@ import typer
 from normkit.cli import options
 from normkit.cli.printing import note, print_json, print_table
 
+TRAINING = "How the model is trained"
 NAME = "audit"
 NEEDS_ARGUMENTS = True
 EPILOG = options.examples(
@@ -43,25 +44,33 @@ def command(
         list[str] | None, typer.Option(help="A rule to leave out; repeatable.", metavar="RULE")
     ] = None,
     train_batch: Annotated[
-        int | None, typer.Option(min=1, help="Training: samples a batch on one rank.")
+        int | None,
+        typer.Option(min=1, help="Samples a batch on one rank.", rich_help_panel=TRAINING),
     ] = None,
     train_size: Annotated[
-        int | None, typer.Option(min=1, help="Training: samples an epoch on one rank.")
+        int | None,
+        typer.Option(min=1, help="Samples an epoch on one rank.", rich_help_panel=TRAINING),
     ] = None,
     drop_last: Annotated[
-        bool | None, typer.Option(help="Training: an incomplete last batch is left out.")
+        bool | None,
+        typer.Option(help="An incomplete last batch is left out.", rich_help_panel=TRAINING),
     ] = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Training: ranks that train together.")
+        int | None, typer.Option(min=1, help="Ranks that train together.", rich_help_panel=TRAINING)
     ] = None,
     broadcast_buffers: Annotated[
-        bool | None, typer.Option(help="Training: DistributedDataParallel's argument.")
+        bool | None,
+        typer.Option(help="DistributedDataParallel's argument.", rich_help_panel=TRAINING),
     ] = None,
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Training: micro-batches in an optimizer step.")
+        int | None,
+        typer.Option(min=1, help="Micro-batches in an optimizer step.", rich_help_panel=TRAINING),
     ] = None,
     averaged: Annotated[
-        bool | None, typer.Option(help="The weights are an average of trained ones (SWA, EMA).")
+        bool | None,
+        typer.Option(
+            help="The weights are an average of trained ones (SWA, EMA).", rich_help_panel=TRAINING
+        ),
     ] = None,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001 - read where errors are caught

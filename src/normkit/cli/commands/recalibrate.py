@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normkit.cli import options
 from normkit.cli.printing import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from normkit.models.recalibrate import Shift
 
 NAME = "recalibrate"
 NEEDS_ARGUMENTS = True
@@ -58,7 +61,7 @@ def command(
     from normkit.models.recalibrate import recalibrate
     from normkit.models.saving import check_weights_output, save_weights
 
-    inputs = [path for path in (weights, Path(model)) if path is not None]
+    inputs = options.inputs(model, weights)
     check_weights_output(out, inputs, overwrite=overwrite)
     module = options.module_of(open_model(model, weights=weights))
     shifts = recalibrate(
@@ -76,7 +79,5 @@ def _print(shifts: list[Shift]) -> None:
     if not shifts:
         typer.echo("no layer with running statistics: nothing to recalibrate")
         return
-    rows = [
-        (s.name, f"{s.worst:.3g}", f"{s.divergence:.3g}", str(s.elements)) for s in shifts
-    ]
+    rows = [(s.name, f"{s.worst:.3g}", f"{s.divergence:.3g}", str(s.elements)) for s in shifts]
     print_table(("layer", "largest shift of a mean (σ)", "KL", "elements"), rows)

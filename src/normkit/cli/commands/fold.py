@@ -1,0 +1,61 @@
+"""`normkit fold`: batch norm disappears into its neighbours, file to file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from normkit.cli import options
+from normkit.cli.printing import note, print_json, reporter
+
+NAME = "fold"
+NEEDS_ARGUMENTS = True
+EPILOG = options.examples(
+    ("normkit fold model.onnx folded.onnx", "compared by onnxruntime before it is written"),
+    ("normkit fold model.pt2 folded.pt2", "an exported program"),
+    (
+        "normkit fold zoo:resnet18 folded.pt2 --weights best.pt --data val.npz",
+        "code, exported after folding; the first batch is the example",
+    ),
+)
+
+
+def command(
+    model: options.Model,
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="The folded model: a file like the input; for code .pt2, .onnx, or weights.",
+            metavar="OUT",
+        ),
+    ],
+    weights: options.Weights = None,
+    data: options.Data = None,
+    batch_size: options.BatchSize = 2,
+    as_json: options.Json = False,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,  # noqa: ARG001
+) -> None:
+    """Fold norms into the layers beside them, check the result, and write it."""
+    from normkit.models.fold.files import fold_to_file
+
+    example = _first(options.opened_data(data, batch_size))
+    report = fold_to_file(
+        model, out, weights=weights, example=example, overwrite=overwrite, say=reporter(as_json)
+    )
+    if as_json:
+        print_json(asdict(report))
+    note(f"folded model: {out}")
+
+
+def _first(data: Any) -> Any:
+    """The first batch's arguments, as an example."""
+    if data is None:
+        return None
+    from normkit.models.batches import batches_of
+
+    batch = next(iter(batches_of(data)))
+    return batch.kwargs or batch.args
