@@ -88,6 +88,8 @@ class Evidence:
         model: a torch.nn.Module that runs; None for a file of weights.
         study: None without data.
         configuration: what the user said about training.
+        shapes: of the first input of each norm, by site name, from data or an example; the first
+            dimension is the batch's.
     """
 
     sites: Sequence[NormSite]
@@ -96,6 +98,7 @@ class Evidence:
     model: Any = None
     study: Study | None = None
     configuration: Configuration = field(default_factory=Configuration)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def lacks(self, need: str) -> str:
         """ "" if a rule's need is met, else how to meet it."""
@@ -105,6 +108,8 @@ class Evidence:
             return "a model that runs: pass the model itself"
         if need == "data" and self.study is None:
             return "data: pass data="
+        if need == "shapes" and not self.shapes:
+            return "the shapes inside the model: pass data=, or example=, an input"
         kind, _, name = need.partition(".")
         if kind == "configuration" and getattr(self.configuration, name) is None:
             return f"the training configuration: pass {name}="

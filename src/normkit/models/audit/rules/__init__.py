@@ -1,0 +1,19 @@
+"""The auditor's rules, in the order in which they run."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from normkit.models.audit.rule import Rule
+from normkit.models.audit.rules import behaviour, statistics
+
+__all__ = ["RULES"]
+
+
+def _rules(module: ModuleType) -> list[Rule]:
+    return [value for value in vars(module).values() if isinstance(value, Rule)]
+
+
+_MODULES = (statistics, behaviour)
+
+RULES: tuple[Rule, ...] = tuple(rule for module in _MODULES for rule in _rules(module))
