@@ -190,7 +190,7 @@ _LAYERS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys(
         (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
          nn.FeatureAlphaDropout),
-        ("dropout", ("p",)),
+        ("dropout", ("p", "training")),
     ),
     nn.Identity: ("identity", ()),
     nn.Flatten: ("reshape", ("start_dim", "end_dim")),

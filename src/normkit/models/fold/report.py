@@ -1,0 +1,183 @@
+"""What folding did and what it left: as lines for people, and as plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from normkit.models.fold.planning import Plan
+
+__all__ = ["FoldReport", "Folded", "Verification", "report_of"]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One norm that was folded.
+
+    Args:
+        norm: its name.
+        kind: of its NormSite.
+        into: names of the layers that took it.
+        direction: where they are, seen from the norm: ``"before"`` or ``"after"``.
+        through: what stands between and stays.
+        left: what is left at the norm's place: ``""`` for nothing, an activation's name, or
+            ``"its statistics"``.
+    """
+
+    norm: str
+    kind: str
+    into: tuple[str, ...]
+    direction: str
+    through: tuple[str, ...] = ()
+    left: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The comparison of a model with its folded self on one input.
+
+    Args:
+        difference: the worst relative difference of outputs where both were computed in
+            ``dtype``; None where nothing was compared.
+        dtype: ``"float64"`` wherever the model runs in it.
+        own_difference, own_dtype: the same for the model as it is handed out.
+        input: what they were given, in words.
+        seconds_before, seconds_after: medians of a forward; None where not measured.
+        why_not: why nothing was compared; "" where it was.
+    """
+
+    difference: float | None = None
+    dtype: str = "float64"
+    own_difference: float | None = None
+    own_dtype: str = ""
+    input: str = ""
+    seconds_before: float | None = None
+    seconds_after: float | None = None
+    why_not: str = ""
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times faster the folded model is."""
+        if not self.seconds_before or not self.seconds_after:
+            return None
+        return self.seconds_before / self.seconds_after
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """The result of folding, or of planning to.
+
+    Args:
+        folded: the norms that were taken into layers, in the order in which they were.
+        refused: for each other norm, why it stays.
+        parameters_before, parameters_after: of the model.
+        verification: what was compared.
+    """
+
+    folded: tuple[Folded, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    parameters_before: int = 0
+    parameters_after: int = 0
+    verification: Verification = Verification(why_not="nothing was folded yet")
+
+    def lines(self) -> list[str]:
+        """The report for people, a line a thing."""
+        return [self._summary(), *self._what_stays(), *self._comparison()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; no NaN or infinity among them."""
+        plain = asdict(self)
+        plain["refused"] = [{"norm": norm, "reason": reason} for norm, reason in self.refused]
+        checked = plain["verification"]
+        checked["speedup"] = self.verification.speedup
+        for name, value in checked.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                checked[name] = None
+        return plain
+
+    def _summary(self) -> str:
+        layers = {name for fold in self.folded for name in fold.into}
+        saved = self.parameters_before - self.parameters_after
+        share = saved / self.parameters_before if self.parameters_before else 0.0
+        norms = len(self.folded) + len(self.refused)
+        if not norms:
+            return "fold: the model has no norms"
+        return (
+            f"fold: {len(self.folded)} of {_count(norms, 'norm')} folded into "
+            f"{_count(len(layers), 'layer')}; {saved:,} parameters fewer ({share:.1%})"
+        )
+
+    def _what_stays(self) -> list[str]:
+        lines = [
+            f"fold: of {fold.norm} ({fold.kind} norm) stays {fold.left}"
+            for fold in self.folded
+            if fold.left
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for norm, reason in self.refused:
+            by_reason.setdefault(reason, []).append(norm or "the model itself")
+        return lines + [f"fold: not {_few(names)}: {why}" for why, names in by_reason.items()]
+
+    def _comparison(self) -> list[str]:
+        found = self.verification
+        if found.difference is None:
+            return [f"fold: not verified: {found.why_not}"] if self.folded else []
+        own = ""
+        if found.own_difference is not None and found.own_dtype != found.dtype:
+            own = f", {found.own_difference:.1e} in {found.own_dtype}"
+        verified = (
+            f"fold: verified on {found.input}: outputs differ by at most "
+            f"{found.difference:.1e} of the largest in {found.dtype}{own}"
+        )
+        lines = [verified]
+        if found.speedup is not None:
+            assert found.seconds_before is not None
+            assert found.seconds_after is not None
+            lines.append(
+                f"fold: {found.speedup:.2f} times as fast on it: "
+                f"{_time(found.seconds_before)} before, {_time(found.seconds_after)} after"
+            )
+        return lines
+
+
+def report_of(
+    plan: Plan,
+    parameters: tuple[int, int],
+    verification: Verification | None = None,
+    left: dict[str, str] | None = None,
+) -> FoldReport:
+    """The report on a plan.
+
+    Args:
+        parameters: of the model, before and after.
+        left: by the norm's name what is left in its place, where that differs from the plan.
+    """
+    folded = []
+    for fold in plan.folds:
+        stays = fold.tail if fold.whole else "its statistics"
+        stays = (left or {}).get(fold.site.name, stays)
+        into = tuple(node.target or node.name for node in fold.into)
+        through = tuple(node.target or node.function or node.name for node in fold.through)
+        kind = fold.site.kind
+        folded.append(Folded(fold.site.name, kind, into, fold.direction, through, stays))
+    refused = tuple(plan.refused.items())
+    return FoldReport(
+        tuple(folded),
+        refused,
+        *parameters,
+        verification or Verification(why_not="nothing was folded yet"),
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
