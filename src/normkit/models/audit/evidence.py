@@ -12,7 +12,15 @@ from normkit.models.graph import Graph
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
 
-__all__ = ["Configuration", "Evidence", "Observation", "Study"]
+__all__ = [
+    "Accuracy",
+    "Configuration",
+    "Evidence",
+    "Labels",
+    "Observation",
+    "Spread",
+    "Study",
+]
 
 Tensor = torch.Tensor
 
@@ -43,24 +51,85 @@ class Configuration:
 
 
 @dataclass(frozen=True, eq=False)
+class Spread:
+    """Statistics by channel that know how uncertain they are.
+
+    The elements of one image are no independent draws; samples are. So what an average over all
+    elements may be off by is told from how far the samples lie apart.
+
+    Args:
+        elements: moments of all elements, (C,), float64.
+        samples: independent draws behind them.
+        mean_scatter: variance between the samples of their means, (C,).
+        var_scatter: variance between the samples of their mean squared deviations, (C,).
+    """
+
+    elements: Moments
+    samples: int
+    mean_scatter: Tensor
+    var_scatter: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Observation:
     """What one norm saw in a pass over the data with the model in eval mode.
 
     Args:
-        input: moments of its input by channel, float64.
+        input: of its input; None where its channels were not found, or it was called with a mask.
         output_min, output_max: of its output by channel.
         samples: that went through it.
         calls: calls in one forward of the model.
         edges, counts: histogram of its output.
+        in_training: of its input while the batch norms take the batch's statistics, dropout
+            being off: what a fault further up does to the input does not show in it. None for
+            other kinds of norm, and where the model could not be run like that.
+        by_call: of its input by call, where one forward calls it more than once.
+        by_domain: of its input by the domain that the data names.
     """
 
-    input: Moments
+    input: Spread | None
     output_min: Tensor
     output_max: Tensor
     samples: int
     calls: int = 1
     edges: Sequence[float] = ()
     counts: Sequence[int] = ()
+    in_training: Spread | None = None
+    by_call: Sequence[Spread] = ()
+    by_domain: Mapping[str, Spread] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Samples that the model puts into their class.
+
+    Args:
+        samples: with labels, that ran in both ways.
+        evaluated: right in eval mode.
+        trained: right with the batch norms on the batch's statistics, dropout being off.
+        only_evaluated, only_trained: right in the one and wrong in the other.
+    """
+
+    samples: int
+    evaluated: int
+    trained: int
+    only_evaluated: int
+    only_trained: int
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the labels lie in the batches.
+
+    Args:
+        counts: of each class in the whole data.
+        sizes: of the batches.
+        entropy: mean over the batches of the entropy of their labels, nats.
+    """
+
+    counts: Sequence[int]
+    sizes: Sequence[int]
+    entropy: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +137,20 @@ class Study:
     """One pass over the data: what every norm saw, and what the model did.
 
     Args:
-        layers: by site name.
+        layers: by site name; norms that were not called are not in it.
         samples, batches: of the pass.
+        labels, accuracy: None where the data has no labels, or the result is not one score a class.
+        alone: whether a sample alone comes out as it does in company; None where not tried.
+        notes: what else happened.
     """
 
     layers: Mapping[str, Observation]
     samples: int
     batches: int
+    labels: Labels | None = None
+    accuracy: Accuracy | None = None
+    alone: bool | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +166,7 @@ class Evidence:
         configuration: what the user said about training.
         shapes: of the first input of each norm, by site name, from data or an example; the first
             dimension is the batch's.
+        blind: why data that was given could not be used.
     """
 
     sites: Sequence[NormSite]
@@ -99,6 +176,7 @@ class Evidence:
     study: Study | None = None
     configuration: Configuration = field(default_factory=Configuration)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    blind: str = ""
 
     def lacks(self, need: str) -> str:
         """ "" if a rule's need is met, else how to meet it."""
@@ -106,8 +184,10 @@ class Evidence:
             return "the model's graph: pass the model itself, a .pt2 or an .onnx file"
         if need == "layers" and self.model is None:
             return "a model that runs: pass the model itself"
-        if need == "data" and self.study is None:
-            return "data: pass data="
+        if need in ("data", "labels") and self.study is None:
+            return self.blind or "data: pass data="
+        if need == "labels" and self.study is not None and self.study.labels is None:
+            return "labels: let the data give pairs (input, label)"
         if need == "shapes" and not self.shapes:
             return "the shapes inside the model: pass data=, or example=, an input"
         kind, _, name = need.partition(".")
