@@ -45,7 +45,9 @@ class Batch:
         return 0
 
 
-def batches_of(data: Any, *, device: Any = None) -> Iterator[Batch]:
+def batches_of(
+    data: Any, *, device: Any = None, opaque: bool = False, required: bool = True
+) -> Iterator[Batch]:
     """Batches from whatever a user has.
 
     A tensor or NumPy array is cut along its first dimension. Anything that can be iterated gives
@@ -55,16 +57,18 @@ def batches_of(data: Any, *, device: Any = None) -> Iterator[Batch]:
 
     Args:
         device: where the tensors go; where they are by default.
+        opaque: a batch may be anything, as a ``forward`` of the user's own takes it.
+        required: there must be one.
 
     Raises:
         DataError: there is no batch, or one that holds no tensor.
     """
     found = False
     for raw in _raw(data):
-        batch = _batch(raw, device)
+        batch = _batch(raw, device, opaque)
         found = True
         yield batch
-    if not found:
+    if required and not found:
         raise DataError(
             "The data gave no batch",
             received=f"an empty {type(data).__name__}",
@@ -98,7 +102,7 @@ def _raw(data: Any) -> Iterable[Any]:
     )
 
 
-def _batch(raw: Any, device: Any) -> Batch:
+def _batch(raw: Any, device: Any, opaque: bool = False) -> Batch:
     labels: Any = None
     if isinstance(raw, Mapping):
         kwargs = {str(k): _tensor(v, device) for k, v in raw.items()}
@@ -110,7 +114,7 @@ def _batch(raw: Any, device: Any) -> Batch:
         labels = _tensor(raw[1], device) if len(raw) > 1 else None
     else:
         args, kwargs = (_tensor(raw, device),), {}
-    if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+    if not opaque and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
         raise DataError(
             "A batch holds no tensor",
             received=_shown(raw),

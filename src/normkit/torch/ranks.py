@@ -34,7 +34,7 @@ _LONGEST_GRACE = 30.0  # seconds for an answer; a rank may be busy with other la
 _NAME_WORDS = 16  # of 8 bytes each
 PHASES = (
     "forward", "backward", "backward through operators", "forward again for second derivatives",
-    "second backward", "update of the running statistics", "sync_statistics",
+    "second backward", "update of the running statistics", "sync_statistics", "recalibration",
 )  # fmt: skip
 
 
