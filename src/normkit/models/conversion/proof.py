@@ -1,0 +1,120 @@
+"""Two models compared on an input: in float64, where only rounding may tell them apart."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from normkit.errors import ModelError
+from normkit.models.batches import Batch, Forward, call
+
+__all__ = ["Difference", "copied", "difference"]
+
+Tensor = torch.Tensor
+#: Relative difference that rounding explains in a network, by the dtype in which it computed.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two models' outputs lie apart.
+
+    Args:
+        worst: the largest difference, relative to the largest element of the same output.
+        dtype: in which both computed.
+    """
+
+    worst: float
+    dtype: torch.dtype
+
+    @property
+    def is_rounding(self) -> bool:
+        return self.worst <= _TOLERANCE[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.worst:.1e} in {str(self.dtype).removeprefix('torch.')}"
+
+
+def copied(model: nn.Module) -> Any:
+    """A deep copy.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a process group, a lock, a handle of the user's
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            "The model cannot be copied",
+            received=f"{type(model).__name__}: {said}",
+            expected="a model that copy.deepcopy takes",
+            remedy="Do it before the model is given what cannot be copied, or with inplace=True "
+            "and nothing to verify on.",
+        ) from error
+
+
+def difference(
+    before: nn.Module, after: nn.Module, batch: Batch, forward: Forward | None = None
+) -> Difference:
+    """How far two models in eval mode lie apart on one batch.
+
+    Both are copied, and compute in float64; where the model cannot, in the dtype that it has.
+
+    Raises:
+        DataError: the model does not take the batch.
+        ModelError: it cannot be copied.
+    """
+    try:
+        wanted, dtype = _outputs(before, batch, forward, torch.float64), torch.float64
+    except Exception:  # such as a forward that asks for one dtype; told apart by the next line
+        wanted, dtype = _outputs(before, batch, forward, None), _dtype(before)
+    found = _outputs(after, batch, forward, torch.float64 if dtype is torch.float64 else None)
+    if len(found) != len(wanted):
+        return Difference(float("inf"), dtype)
+    pairs = zip(found, wanted, strict=True)
+    return Difference(max((_relative(*pair) for pair in pairs), default=0.0), dtype)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """The narrowest of the parameters' dtypes."""
+    dtypes = [p.dtype for p in model.parameters() if p.dtype in _TOLERANCE]
+    return max(dtypes, key=lambda d: torch.finfo(d).eps, default=torch.float32)
+
+
+def _outputs(
+    model: nn.Module, batch: Batch, forward: Forward | None, dtype: torch.dtype | None
+) -> list[Tensor]:
+    trial = copied(model).eval()
+    if dtype is not None:
+        trial.to(dtype)
+        raw, args, kwargs = pytree.tree_map(
+            lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v,
+            (batch.raw, batch.args, batch.kwargs),
+        )
+        batch = replace(batch, raw=raw, args=args, kwargs=kwargs)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        leaves = pytree.tree_leaves(call(trial, batch, forward))
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    if got.shape != want.shape:
+        return float("inf")
+    if not want.numel():
+        return 0.0
+    got, want = got.double(), want.double()
+    odd = ~want.isfinite()
+    same = got.isfinite().eq(want.isfinite()).all() and torch.equal(
+        got[odd].nan_to_num(), want[odd].nan_to_num()
+    )
+    if not same:
+        return float("inf")
+    apart = (got - want).masked_fill(odd, 0.0).abs().max()
+    return float(apart / want.masked_fill(odd, 0.0).abs().max().clamp(min=1e-6))
