@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import normkit.torch as nt  # noqa: E402
+import recalibrate_at_work  # noqa: E402
 from normkit.errors import DataError, ModelError, NonFiniteError, OptionError  # noqa: E402
 from normkit.models.recalibrate import recalibrate  # noqa: E402
 
@@ -670,3 +676,52 @@ def test_shifts_tell_what_was_there():
     kl = torch.distributions.kl_divergence(new, old)
     assert shift.divergence == pytest.approx(float(kl.max()))
     assert recalibrate(layer, x)[0].divergence == pytest.approx(0, abs=1e-12)
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+LIMIT = 240  # seconds for the job, also on a busy machine
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """What each rank says of each check."""
+    dist = pytest.importorskip("torch.distributed", reason="PyTorch has no torch.distributed")
+    if not dist.is_available() or not dist.is_gloo_available():
+        pytest.skip("PyTorch was built without gloo")
+    folder = tmp_path_factory.mktemp("recalibrating")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    size = recalibrate_at_work.SIZE
+    logs = [folder / f"{rank}.log" for rank in range(size)]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for rank, log in enumerate(logs):
+            command = [sys.executable, recalibrate_at_work.__file__, *map(str, (rank, size))]
+            output = stack.enter_context(log.open("w"))
+            started.append(
+                subprocess.Popen(
+                    [*command, str(store.port), str(folder)], stdout=output, stderr=output, env=env
+                )
+            )
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what is missing says where
+            for process in started:
+                process.wait(timeout=LIMIT)
+        for process in started:
+            process.kill()
+            process.wait()
+    results = [folder / f"{rank}.json" for rank in range(size)]
+    return [
+        (json.loads(r.read_text()) if r.exists() else {}, log.read_text()[-3000:])
+        for r, log in zip(results, logs, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in recalibrate_at_work.CHECKS])
+def test_on_ranks(check, ranks):
+    for rank, (found, log) in enumerate(ranks):
+        if rank == recalibrate_at_work.DEAD and check == "a_rank_that_dies":
+            assert check not in found
+            continue
+        assert check in found, f"rank {rank} did not come so far:\n{log}"
+        assert found[check] is None, f"rank {rank}:\n{found[check]}"
