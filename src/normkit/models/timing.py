@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from torch import nn
 import normkit.torch as nt
 from normkit.errors import ModelError
 from normkit.models.progress import track
+from normkit.models.racing import race
 
 __all__ = ["CASES", "Timing", "race", "time_layers", "time_model"]
 
@@ -38,30 +37,6 @@ class Timing:
         """The time of a way in that of the first."""
         first = next(iter(self.milliseconds.values()))
         return self.milliseconds[way] / first
-
-
-def race(ways: Mapping[str, Callable[[], Any]], seconds: float = 1.0) -> dict[str, float]:
-    """The median milliseconds of each way, taken in turns, so that a busy machine slows them alike.
-
-    Args:
-        ways: what is called, by name.
-        seconds: for all of them together; each runs three times at least, after one that is not
-            counted.
-
-    >>> sorted(race({"a": lambda: None, "b": lambda: None}, seconds=0.01))
-    ['a', 'b']
-    """
-    for way in ways.values():
-        way()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    end, rounds = time.perf_counter() + seconds, 0
-    while rounds < 3 or time.perf_counter() < end:
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            taken[name].append(time.perf_counter() - start)
-        rounds += 1
-    return {name: statistics.median(times) * 1e3 for name, times in taken.items()}
 
 
 #: A layer of torch.nn's, how it is made, and the shape it is given.
