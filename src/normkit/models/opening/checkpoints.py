@@ -1,0 +1,166 @@
+"""Weights from files, read as data: safetensors, and PyTorch's pickles of weights only."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normkit.errors import FileError
+from normkit.extras import needed
+from normkit.models.opening.detect import checked_file, content_of, damaged, expect
+
+__all__ = ["read_checkpoint", "read_weights_only", "tensors_of"]
+
+Tensor = torch.Tensor
+
+# Where training loops keep the weights in what they save, the likeliest first.
+_NESTS = (
+    "state_dict", "model_state_dict", "model", "model_state", "module", "network", "net",
+    "weights", "params",
+)  # fmt: skip
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, DistributedDataParallel; torch.compile
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state_dict in a checkpoint, without the wrappers' prefixes; mapped rather than read.
+
+    It is looked for under "model", "state_dict" and the like. Beside tensors there may be the plain
+    values that some layers keep.
+
+    Raises:
+        FileError: no such file, damaged, another kind of file, no weights in it, or a pickle that
+            asks for more than weights.
+    """
+    checked_file(path)
+    content = content_of(path)
+    expect(path, content)
+    if content == "safetensors":
+        state: Mapping[str, Any] = _read_safetensors(path)
+    elif content in ("checkpoint", "pickle"):
+        state = _state_in(_read_torch(path, content), path)
+    else:
+        raise FileError(
+            "That file holds a whole model rather than weights",
+            received=str(path),
+            expected="a .safetensors, .pt, .pth, .ckpt or .bin file",
+            remedy="Open it by itself.",
+        )
+    return _unwrapped(state)
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state_dict."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:  # before anything of that length is asked for
+            said = f"its header should be {length:,} bytes long"
+            raise damaged(path, "a safetensors file", said)
+        if length > _LARGEST_HEADER:
+            raise damaged(path, "a safetensors file", f"a header of {length:,} bytes")
+        try:
+            json.loads(file.read(length))
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, "a safetensors file", f"its header is no JSON ({error})") from None
+    safetensors = needed("safetensors")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except Exception as error:  # its own class, and PyTorch's for dtypes it does not know
+        raise damaged(path, "a safetensors file", _said(error)) from error
+
+
+def _read_torch(path: Path, content: str) -> Any:
+    try:
+        return read_weights_only(path, str(path), mmap=content == "checkpoint")
+    except FileError:
+        raise
+    except Exception as error:  # whatever a broken stream leads the unpickler to
+        raise damaged(path, "a PyTorch checkpoint", _said(error)) from error
+
+
+def read_weights_only(path: Path, source: Any, *, mmap: bool = False, part: str = "") -> Any:
+    """``torch.load`` that can build nothing but tensors and plain values.
+
+    Args:
+        path: the file, for the error.
+        source: what is read.
+        part: of the file, where it is not the whole.
+
+    Raises:
+        FileError: the pickle asks for something else; the message names it.
+    """
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        asked = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        if not asked:
+            raise
+        where = f"{path} ({part})" if part else str(path)
+        raise FileError(
+            "The file holds a pickle of more than weights, which could run any code; none was run",
+            received=f"{where}, which asks for {', '.join(asked)}",
+            expected="tensors and plain values",
+            remedy="Where the model is at home, save its weights alone: "
+            "torch.save(model.state_dict(), path), or safetensors. A model can also be opened as "
+            "code: package.module:function.",
+        ) from None
+
+
+def _state_in(loaded: Any, path: Path) -> Mapping[str, Any]:
+    """The state_dict within what was saved."""
+    found = _search(loaded)
+    if found is not None:
+        return found
+    raise FileError(
+        "The file holds no state_dict",
+        received=f"{path}: {_described(loaded)}",
+        expected="a dictionary of names and tensors, or one under "
+        + ", ".join(f'"{name}"' for name in _NESTS[:3]),
+        remedy="Save it with torch.save(model.state_dict(), path).",
+    )
+
+
+def _search(loaded: Any) -> Mapping[str, Any] | None:
+    if not isinstance(loaded, Mapping):
+        return None
+    for name in _NESTS:
+        found = _search(loaded.get(name))
+        if found is not None:
+            return found
+    named = all(isinstance(name, str) for name in loaded)
+    return loaded if named and tensors_of(loaded) else None
+
+
+def _described(loaded: Any) -> str:
+    if isinstance(loaded, Tensor):
+        return f"one tensor of shape {tuple(loaded.shape)}"
+    if isinstance(loaded, Mapping):
+        return f"a dictionary of {', '.join(map(repr, list(loaded)[:8])) or 'nothing'}"
+    return type(loaded).__name__
+
+
+def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Names without "module." and "_orig_mod.", where all of them have it."""
+    result = dict(state)
+    while True:
+        counted = [name for name in result if name != "n_averaged"]  # AveragedModel's own
+        prefix = next((w for w in _WRAPPERS if all(n.startswith(w) for n in counted)), "")
+        if not counted or not prefix:
+            return result
+        result = {name.removeprefix(prefix): value for name, value in result.items()}
+
+
+def _said(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
