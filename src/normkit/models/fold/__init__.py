@@ -1,0 +1,8 @@
+"""Norms folded away: into the layers beside them, with proof that the model computes the same."""
+
+from __future__ import annotations
+
+from normkit.models.fold.module import fold, fold_with_report, plan_folds
+from normkit.models.fold.report import FoldReport
+
+__all__ = ["FoldReport", "fold", "fold_with_report", "plan_folds"]

@@ -60,7 +60,7 @@ class Fold:
         through: the nodes between, which stay.
         whole: whether nothing is left of the norm but what its form calls the tail; where not, its
             statistics stay, without gamma and beta.
-        tail: as of its Form.
+        form: of the norm.
     """
 
     norm: Node
@@ -69,7 +69,12 @@ class Fold:
     direction: str
     through: tuple[Node, ...] = ()
     whole: bool = True
-    tail: str = ""
+    form: Form = Form()
+
+    @property
+    def tail(self) -> str:
+        """What its place still has to do; "" for nothing."""
+        return self.form.tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +160,7 @@ class _Planner:
         norm: _Norm, site: NormSite, form: Form, direction: str, found: _Found
     ) -> tuple[Fold, dict[str, Change]]:
         into, through, changes = found
-        return Fold(norm.node, site, into, direction, through, site.tracks, form.tail), changes
+        return Fold(norm.node, site, into, direction, through, site.tracks, form), changes
 
     def layouts(self, node: Node, site: NormSite, form: Form) -> list[Layout]:
         """Where the norm's channels may be, the likeliest first."""

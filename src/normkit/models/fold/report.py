@@ -109,15 +109,17 @@ class FoldReport:
         )
 
     def _what_stays(self) -> list[str]:
-        lines = [
-            f"fold: of {fold.norm} ({fold.kind} norm) stays {fold.left}"
-            for fold in self.folded
-            if fold.left
-        ]
-        by_reason: dict[str, list[str]] = {}
+        left: dict[str, list[str]] = {}
+        for fold in self.folded:
+            if fold.left:
+                left.setdefault(fold.left, []).append(fold.norm)
+        reasons: dict[str, list[str]] = {}
         for norm, reason in self.refused:
-            by_reason.setdefault(reason, []).append(norm or "the model itself")
-        return lines + [f"fold: not {_few(names)}: {why}" for why, names in by_reason.items()]
+            reasons.setdefault(reason, []).append(norm or "the model itself")
+        return [
+            *(f"fold: {what} stays of {_few(names)}" for what, names in left.items()),
+            *(f"fold: not {_few(names)}: {why}" for why, names in reasons.items()),
+        ]
 
     def _comparison(self) -> list[str]:
         found = self.verification
