@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel
 
-from normkit.errors import ModelError, OptionError
+from normkit.errors import OptionError
 from normkit.models.audit.evidence import Configuration, Evidence
-from normkit.models.audit.findings import SEVERITIES, Finding, Report, Skipped
-from normkit.models.audit.rule import NotEnoughError, Rule
+from normkit.models.audit.findings import Report
+from normkit.models.audit.observe import observe, shapes_of
+from normkit.models.audit.records import layer_records, network_map
+from normkit.models.audit.rule import Rule
 from normkit.models.audit.rules import RULES
+from normkit.models.audit.running import run_rules
 from normkit.models.batches import Forward
 from normkit.models.sites import find_sites
 from normkit.models.tracing import trace
 
-__all__ = ["audit", "run_rules"]
+__all__ = ["audit"]
 
 
 def audit(
@@ -33,70 +38,140 @@ def audit(
     name: str | None = None,
     **known: Any,
 ) -> Report:
-    """Look for faults of normalization in a model. Nothing of the model is changed."""
+    """Look for faults of normalization in a model.
+
+    Nothing of the model is changed: it runs on the data in eval mode, and once more with its batch
+    norms on the statistics of each batch, and is afterwards as it was, whatever happens. Memory
+    does not grow with the data.
+
+    Args:
+        model: a torch.nn.Module, or whatever :func:`normkit.models.open_model` takes or returns.
+        data: a tensor, a DataLoader or anything that gives batches (see
+            :func:`normkit.models.batches.batches_of`), best like that of use, with a few hundred
+            samples or more, with labels where there are such. A dictionary of such goes by
+            domains, and so does a batch that is a dictionary with ``"domain"``.
+        example: an input, or a tuple or dictionary of the model's arguments, for the shapes inside
+            the model where there is no data.
+        forward: ``forward(model, batch)``, where the model is not simply called.
+        configuration, known: how the model is trained, as a :class:`Configuration` or as its
+            fields: ``batch_size=``, ``optimizer=``, ``averaged=``, ...
+        rules: names of those to run; all by default.
+        ignore: names of those to leave out.
+        progress: whether to show it; None where a person watches.
+        name: of the model, for the reader.
+
+    Returns:
+        what was found, with the rules that could not run and what they need.
+
+    Raises:
+        DataError: there is no batch, or the model does not take it.
+        ModelError, FileError: there is no such model.
+        OptionError: no rule, or no field of Configuration, has such a name.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU()).eval()
+    >>> audit(net).findings
+    []
+    >>> net[1].running_var[2] = float("nan")
+    >>> [(f.rule, f.site) for f in audit(net).findings]
+    [('bad-buffers', '1')]
+    """
     wanted = _wanted(rules, ignore)
-    settings = _configuration(configuration, known)
-    evidence = _evidence(model, settings)
+    evidence, title = _gather(model, _configuration(configuration, known))
+    evidence = _measure(evidence, data, example, forward, progress)
     findings, skipped, ran = run_rules(wanted, evidence)
-    title = name or type(model).__name__
-    return Report(title, findings, skipped, ran)
-
-
-def _evidence(model: Any, configuration: Configuration) -> Evidence:
-    if isinstance(model, nn.Module):
-        tensors = dict(model.state_dict(keep_vars=True))
-        return Evidence(find_sites(model), tensors, trace(model), model, None, configuration)
-    raise ModelError(
-        "That is no model",
-        received=type(model).__name__,
-        expected="a torch.nn.Module, or what open_model() returned",
-        remedy="Open files with normkit.models.open_model(path).",
+    nodes, edges = network_map(evidence.graph)
+    return Report(
+        model=name or title,
+        findings=findings,
+        skipped=skipped,
+        ran=ran,
+        layers=layer_records(evidence),
+        nodes=nodes,
+        edges=edges,
+        notes=list(_notes(evidence)),
     )
 
 
-def run_rules(
-    rules: Sequence[Rule], evidence: Evidence
-) -> tuple[list[Finding], list[Skipped], list[str]]:
-    """Findings (the worst first), rules that could not run, and names of those that did."""
-    found: dict[str, list[Finding]] = {}
-    skipped = []
-    for rule in rules:
-        missing = rule.missing(evidence)
-        if missing:
-            skipped.append(Skipped(rule.name, "; ".join(missing)))
-            continue
-        try:
-            found[rule.name] = list(rule.check(rule, evidence))
-        except NotEnoughError as error:
-            skipped.append(Skipped(rule.name, str(error)))
-        except Exception as error:  # one rule's mistake is not to hide what the others find
-            said = (str(error).splitlines() or [""])[0]
-            skipped.append(
-                Skipped(rule.name, f"a repair of its own: {type(error).__name__} {said}")
-            )
-    kept = [f for rule in rules for f in found.get(rule.name, ()) if not _explained(f, rule, found)]
-    places = {site.name: i for i, site in enumerate(evidence.sites)}
-    kept.sort(key=lambda f: (-SEVERITIES.index(f.severity), places.get(f.site, -1)))
-    return kept, skipped, list(found)
+# --- what there is to look at ---------------------------------------------------------------------
 
 
-def _explained(finding: Finding, rule: Rule, found: dict[str, list[Finding]]) -> bool:
-    """Whether a rule that this one yields to has found the cause."""
-    causes = [cause for name in rule.yields_to for cause in found.get(name, ())]
-    return any(_covers(cause, finding) for cause in causes)
+def _gather(model: Any, configuration: Configuration) -> tuple[Evidence, str]:
+    """All that is known without running the model, and its name."""
+    if isinstance(model, nn.Module):
+        title = type(_inside(model)).__name__
+        return _of_module(model, configuration), title
+    opened = model
+    if not hasattr(opened, "sites"):
+        from normkit.models.opening import open_model  # files, programs and code: seldom needed
+
+        opened = open_model(model)
+    if opened.module is not None:
+        return _of_module(opened.module, configuration), opened.name
+    evidence = Evidence(
+        opened.sites(), opened.tensors, opened.graph(), configuration=configuration,
+        blind=f"a model that runs: a {opened.format} is looked at, not run",
+    )  # fmt: skip
+    return evidence, opened.name
 
 
-def _covers(cause: Finding, effect: Finding) -> bool:
-    if not effect.site or not cause.site:
-        return True
-    channels = not cause.channels or set(effect.channels) <= set(cause.channels)
-    return cause.site == effect.site and channels and (not cause.channels or bool(effect.channels))
+def _of_module(model: nn.Module, configuration: Configuration) -> Evidence:
+    model = _inside(model)
+    if configuration.averaged is None and isinstance(model, AveragedModel):
+        configuration = replace(configuration, averaged=int(model.n_averaged) > 1)
+    named = [*model.named_parameters(remove_duplicate=False),
+             *model.named_buffers(remove_duplicate=False)]  # fmt: skip
+    tensors = {name: tensor for name, tensor in named if not is_lazy(tensor)}
+    blind = ""
+    if len(tensors) < len(named):
+        blind = "a model that knows its shapes: call it once, it has lazy layers"
+    return Evidence(
+        find_sites(model), tensors, trace(model), model, configuration=configuration, blind=blind
+    )
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The model inside what runs it on several devices or compiles it, where hooks do not hear."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _measure(
+    evidence: Evidence, data: Any, example: Any, forward: Forward | None, progress: bool | None
+) -> Evidence:
+    """With what running the model shows."""
+    if evidence.model is None or evidence.blind or not evidence.sites:
+        return evidence if data is not None else replace(evidence, blind="")
+    if data is not None:
+        study, shapes = observe(evidence.model, evidence.sites, data, forward, progress)
+        return replace(evidence, study=study, shapes=shapes)
+    if example is not None:
+        return replace(evidence, shapes=shapes_of(evidence.model, evidence.sites, example, forward))
+    return evidence
+
+
+def _notes(evidence: Evidence) -> Iterator[str]:
+    if not evidence.sites:
+        yield "the model has no normalization layers"
+    if evidence.blind:
+        yield f"the data was not used: it takes {evidence.blind}"
+    if evidence.study is not None:
+        yield from evidence.study.notes
+    for path, reason in (evidence.graph.unknown if evidence.graph else {}).items():
+        yield f"not followed inside {path or 'the model'}: {reason}"
+
+
+# --- options --------------------------------------------------------------------------------------
 
 
 def _wanted(rules: Iterable[str | Rule] | None, ignore: Iterable[str]) -> list[Rule]:
     known = {rule.name: rule for rule in RULES}
     ignored = [ignore] if isinstance(ignore, str) else list(ignore)
-    chosen = list(RULES) if rules is None else list([rules] if isinstance(rules, str) else rules)
+    chosen = list(RULES) if rules is None else [rules] if isinstance(rules, str) else list(rules)
     for given in (*chosen, *ignored):
         if not isinstance(given, Rule) and given not in known:
             raise OptionError(

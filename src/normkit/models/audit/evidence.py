@@ -76,7 +76,7 @@ class Observation:
 
     Args:
         input: of its input; None where its channels were not found, or it was called with a mask.
-        output_min, output_max: of its output by channel.
+        output_min, output_max: of its output by channel, also with the batch's statistics.
         samples: that went through it.
         calls: calls in one forward of the model.
         edges, counts: histogram of its output.

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
+
+from normkit.errors import OptionError
+from normkit.writing import check_output, write_whole
 
 __all__ = ["SEVERITIES", "Finding", "LayerRecord", "Report", "Skipped"]
 
@@ -109,9 +116,78 @@ class Report:
         return int(bool(self.at_least(fail_on)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as ``normkit audit --json`` prints them; no NaN or infinity among them."""
-        raise NotImplementedError
+        """Plain values, as ``normkit audit --json`` prints them; None for NaN and infinity."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def table(self) -> str:
+        """The findings and what could not be looked at, as text."""
+        return "\n".join(_lines(self))
+
+    def __str__(self) -> str:
+        return self.table()
 
     def save(self, path: Any, *, overwrite: bool = False) -> None:
-        """Write the report, as HTML or JSON by the file's ending."""
-        raise NotImplementedError
+        """Write the report, as HTML or JSON by the file's ending.
+
+        Raises:
+            FileError: the file exists, or cannot be written.
+            OptionError: another ending.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in (".html", ".htm", ".json"):
+            raise OptionError(
+                "A report is a page or JSON",
+                received=path.name,
+                expected="a name that ends in .html or .json",
+                remedy="print(report) shows it as text.",
+            )
+        check_output(path, overwrite=overwrite)
+        if path.suffix.lower() == ".json":
+            content = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            write_whole(path, content + "\n")
+        else:
+            from normkit.models.audit.page import render  # its libraries are optional
+
+            write_whole(path, render(self))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(report: Report) -> Iterator[str]:
+    count = len(report.findings)
+    yield (
+        f"{report.model}: {_number(count, 'finding')} in {_number(len(report.layers), 'norm')}, "
+        f"{_number(len(report.ran), 'rule')} looked, {len(report.skipped)} could not"
+    )
+    for finding in report.findings:
+        yield ""
+        yield f"{finding.severity.upper()} {finding.rule} at {finding.site or 'the model'}"
+        for label, words in (
+            ("found", finding.measured), ("why", finding.why), ("repair", finding.repair),
+        ):  # fmt: skip
+            yield textwrap.fill(
+                words, 100, initial_indent=f"  {label:7}", subsequent_indent=" " * 9
+            )
+    if report.notes:
+        yield ""
+        for note in report.notes:
+            yield textwrap.fill(f"Note: {note}.", 100, subsequent_indent="      ")
+    if report.skipped:
+        yield ""
+        yield "Could not look:"
+        by_need: dict[str, list[str]] = {}
+        for each in report.skipped:
+            by_need.setdefault(each.needs, []).append(each.rule)
+        for needs, rules in by_need.items():
+            words = f"{', '.join(rules)}: needs {needs}"
+            yield textwrap.fill(words, 100, initial_indent="  ", subsequent_indent="    ")
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

@@ -112,14 +112,14 @@ class Listener:
         return split.transpose(1, 2).reshape(self.samples, channels, each * positions)
 
     def _after(self, _module: nn.Module, _args: Any, result: Any) -> None:
-        skip = self.batch_statistics or self.deaf
-        values = None if skip else by_channel(result, self.site)
+        values = None if self.deaf else by_channel(result, self.site)
         if values is None or not values.numel():
             return
         low, high = (f(values.detach(), dim=(0, 2)).float().cpu() for f in (torch.amin, torch.amax))
         self.low = low if self.low is None else torch.minimum(self.low, low)
         self.high = high if self.high is None else torch.maximum(self.high, high)
-        self.histogram.add(values)
+        if not self.batch_statistics:
+            self.histogram.add(values)
 
     # --- result ---------------------------------------------------------------------------------
 

@@ -1,3 +1,396 @@
-"""Rules about running statistics and the data that they should describe."""
+"""Rules that compare running statistics with what the data really gives."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from normkit.models.audit.drift import Drift, between, from_running
+from normkit.models.audit.evidence import Evidence, Observation, Spread
+from normkit.models.audit.findings import Finding
+from normkit.models.audit.rule import NotEnoughError, Rule, rule
+from normkit.models.audit.rules.sets import channels_where, is_initial, listed, numbers, option
+from normkit.models.graph import Graph, Node
+from normkit.models.sites import NormSite
+
+Tensor = torch.Tensor
+Findings = Iterator[Finding]
+
+#: Divergence from which running statistics count as stale, and the share of it that has to be the
+#: layer's own fault. Models in the middle of their training stay below 0.2, trained ones below 0.1
+#: where the training data was augmented and the audited is not, and below 0.02 where it was not.
+STALE, OWN = 0.2, 0.1
+#: Divergence that is wrong rather than costly.
+WRONG = 1.0
+#: A divergence has to be so many times what chance makes of it.
+CHANCE = 10.0
+#: Samples below which nothing is said about statistics.
+SAMPLES = 30
+_BATCH = 16  # samples in a training batch, where the user does not say
+
+
+# --- stale statistics -----------------------------------------------------------------------------
+
+
+@rule(
+    needs=("data",),
+    severity="warning",
+    why="In eval mode the layer normalizes with statistics that its input does not have, "
+    "so that what follows sees values that it was not trained on.",
+    yields_to=(
+        "bad-buffers", "never-tracked", "momentum", "low-precision-buffers", "averaged-weights",
+        "dropout-upstream", "shared-across-domains", "correlated-batches",
+    ),
+)  # fmt: skip
+def stale_statistics(self: Rule, evidence: Evidence) -> Findings:
+    """Running statistics that diverge from those of the data."""
+    enough(evidence)
+    for each in stale_layers(evidence):
+        yield self.finding(
+            each.site.name,
+            each.words(),
+            "normkit.models.recalibrate(model, data) takes them anew from data like that of use.",
+            severity="error" if each.divergence > WRONG else self.severity,
+            value=each.divergence,
+            threshold=each.threshold,
+            channels=each.channels,
+        )
+
+
+@rule(
+    needs=("data", "configuration.averaged"),
+    severity="error",
+    why="Averaged weights make activations that no model had whose statistics were taken, "
+    "so the running statistics belong to other weights.",
+)
+def averaged_weights(self: Rule, evidence: Evidence) -> Findings:
+    """Weights that are an average (SWA, EMA) beside statistics that were not taken with them."""
+    if not evidence.configuration.averaged:
+        return
+    enough(evidence)
+    stale = list(stale_layers(evidence))
+    if stale:
+        worst = max(stale, key=lambda each: each.divergence)
+        yield self.finding(
+            "",
+            f"statistics of {len(stale)} layers are stale, those of {worst.site.name!r} the most: "
+            f"{worst.words()}",
+            "normkit.models.recalibrate(model, training_data), or "
+            "torch.optim.swa_utils.update_bn(loader, model), after averaging.",
+            value=worst.divergence,
+            threshold=worst.threshold,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Stale:
+    """A layer with stale statistics, and by how much: the divergence that many channels reach."""
+
+    site: NormSite
+    drift: Drift
+    divergence: float
+    threshold: float
+    channels: tuple[int, ...]
+
+    def words(self) -> str:
+        """What was measured."""
+        worst = int(self.drift.divergence.argmax())
+        return (
+            f"KL {self.divergence:.2g} at {len(self.channels)} of {len(self.drift.ratio)} channels "
+            f"(threshold {self.threshold:.2g}); at channel {worst} the mean is off by "
+            f"{float(self.drift.mean_shift[worst]):+.2g} standard deviations and the variance "
+            f"{float(self.drift.ratio[worst]):.3g} times what is stored"
+        )
+
+
+def stale_layers(evidence: Evidence) -> Iterator[Stale]:
+    """Layers whose statistics are off by themselves.
+
+    Behind a stale layer all others see an input that they do not know. A layer whose statistics fit
+    once the layers before it normalize properly is not to blame, unless none is.
+    """
+    found: list[tuple[Stale, bool]] = []
+    for site, seen in comparable(evidence):
+        stale = _stale(evidence, site, seen.input, STALE)
+        if stale is not None:
+            own = seen.in_training
+            to_blame = own is None or _stale(evidence, site, own, OWN) is not None
+            found.append((stale, to_blame))
+    if found and not any(to_blame for _, to_blame in found):
+        found[0] = (found[0][0], True)
+    return (stale for stale, to_blame in found if to_blame)
+
+
+def _stale(
+    evidence: Evidence, site: NormSite, seen: Spread | None, threshold: float
+) -> Stale | None:
+    drift = None if seen is None else running_drift(evidence, site, seen)
+    if drift is None:
+        return None
+    over = drift.divergence > torch.clamp(CHANCE * drift.chance, min=threshold)
+    needed = many(len(over))
+    if int(over.sum()) < needed:
+        return None
+    reached = float(drift.divergence[over].topk(needed).values[-1])
+    return Stale(site, drift, reached, threshold, channels_where(over))
+
+
+def running_drift(evidence: Evidence, site: NormSite, seen: Spread) -> Drift | None:
+    """What a layer saw against its running statistics; None where these are not numbers."""
+    mean, var = numbers(site.mean), numbers(site.var)
+    if mean is None or var is None or mean.shape != seen.elements.mean.shape:
+        return None
+    if not bool(mean.isfinite().all() & var.isfinite().all() & seen.elements.m2.isfinite().all()):
+        return None
+    size = evidence.configuration.batch_size or _BATCH
+    batches = site.batches or 1
+    if not site.cumulative and site.momentum:
+        batches = min(batches, math.ceil((2 - site.momentum) / site.momentum))
+    return from_running(mean, var, seen, site.eps, float(size * max(batches, 1)))
+
+
+def comparable(evidence: Evidence) -> Iterator[tuple[NormSite, Observation]]:
+    """Batch norms whose running statistics should be those of their input.
+
+    Frozen ones are fixed scales and shifts, which the weights around them grew used to.
+    """
+    layers = evidence.study.layers if evidence.study else {}
+    for site in evidence.sites:
+        seen = layers.get(site.name)
+        if site.kind != "batch" or not site.tracks or site.frozen or is_initial(site):
+            continue
+        if seen is not None and seen.input is not None and not option(site, "mean_only"):
+            yield site, seen
+
+
+def many(channels: int) -> int:
+    """Channels that have to be off before a layer is: 5 %, and no single one of a wide layer."""
+    return max(math.ceil(0.05 * channels), 2 if channels >= 8 else 1)
+
+
+def enough(evidence: Evidence) -> None:
+    """Raises:
+    NotEnoughError: there are too few samples to say anything about statistics.
+    """
+    samples = evidence.study.samples if evidence.study else 0
+    if samples < SAMPLES:
+        raise NotEnoughError(f"more data: at least {SAMPLES} samples, there were {samples}")
+
+
+# --- dropout in front of batch norm ---------------------------------------------------------------
+
+
+@rule(
+    needs=("graph", "data"),
+    severity="warning",
+    why="Dropout widens the layer's input in training only, so the running variance is larger than "
+    "the variance in eval mode, and the output too small.",
+    yields_to=("bad-buffers", "never-tracked", "momentum"),
+)
+def dropout_upstream(self: Rule, evidence: Evidence) -> Findings:
+    """Dropout whose noise reaches a batch norm's statistics."""
+    enough(evidence)
+    graph = evidence.graph
+    assert graph is not None
+    for site, seen in comparable(evidence):
+        sources = {n.name: n for call in graph.calls(site.name) for n in _noise(graph, call)}
+        spread = seen.in_training or seen.input
+        if not sources or spread is None:
+            continue
+        drift = running_drift(evidence, site, spread)
+        if drift is None:
+            continue
+        ratio, doubt = float(drift.ratio.median()), float((4 * drift.chance.median()).sqrt())
+        if ratio < NARROWED - 2 * doubt:
+            names = ", ".join(node.target or node.name for node in sources.values())
+            yield self.finding(
+                site.name,
+                f"in eval mode the variance is {ratio:.2f} of the running variance (median of the "
+                f"channels; threshold {NARROWED}), behind dropout at {names}",
+                "Move dropout behind the last batch norm, or "
+                "normkit.models.recalibrate(model, data), which keeps dropout off.",
+                value=ratio,
+                threshold=NARROWED,
+            )
+
+
+#: Variance in eval mode / running variance.
+NARROWED = 0.9
+_NOISY = ("droppath", "stochasticdepth", "dropblock")
+
+
+def _noise(graph: Graph, call: Node) -> Iterator[Node]:
+    """Dropout on the way to a call, with no other norm in between."""
+    waiting, known = list(graph.sources(call.name)), set()
+    while waiting:
+        node = waiting.pop()
+        if node.name in known or node.op == "norm":
+            continue
+        known.add(node.name)
+        if _drops(node):
+            yield node
+        waiting += graph.sources(node.name)
+
+
+def _drops(node: Node) -> bool:
+    word = node.function.lower().replace("_", "")
+    if node.op != "dropout" and not word.startswith(_NOISY):
+        return False
+    share = node.attributes.get("p")
+    given: Any = node.attributes.get("args", ())
+    if share is None and given and isinstance(given[0], (int, float)):
+        share = given[0]
+    return share is None or not isinstance(share, (int, float)) or share > 0
+
+
+# --- several distributions in one layer -----------------------------------------------------------
+
+
+@rule(
+    needs=("data",),
+    severity="warning",
+    why="One running mean and variance stand for inputs that differ, and fit none of them.",
+)
+def shared_across_domains(self: Rule, evidence: Evidence) -> Findings:
+    """A batch norm that is called for inputs of several distributions."""
+    enough(evidence)
+    for site, seen in comparable(evidence):
+        calls = {f"call {i}": spread for i, spread in enumerate(seen.by_call, 1)}
+        domains = {f"domain {name}": spread for name, spread in seen.by_domain.items()}
+        for groups, repair in ((calls, _REPAIRS[0]), (domains, _REPAIRS[1])):
+            apart = _farthest(site, groups)
+            if apart is not None:
+                value, pair, channels = apart
+                yield self.finding(
+                    site.name,
+                    f"KL {value:.2g} between {pair[0]} and {pair[1]} at {len(channels)} of "
+                    f"{site.channels} channels (threshold {STALE})",
+                    repair,
+                    value=value,
+                    threshold=STALE,
+                    channels=channels,
+                )
+                break
+
+
+_REPAIRS = (
+    "Give each call a batch norm of its own (the weights may stay shared), or use group norm.",
+    "normkit.torch.BatchNorm2d(..., domains=number) keeps statistics for each; or use group norm.",
+)
+
+
+def _farthest(
+    site: NormSite, groups: dict[str, Spread]
+) -> tuple[float, tuple[str, str], tuple[int, ...]] | None:
+    """The two groups that differ most, where any do."""
+    large = {name: spread for name, spread in groups.items() if spread.samples >= SAMPLES}
+    best = None
+    for one, other in combinations(large, 2):
+        there, back = (
+            between(large[a], large[b], site.eps) for a, b in ((one, other), (other, one))
+        )
+        value = 0.5 * (there.divergence + back.divergence)
+        chance = torch.maximum(there.chance, back.chance)
+        over = value > torch.clamp(CHANCE * chance, min=STALE)
+        needed = many(len(over))
+        if int(over.sum()) >= needed:
+            reached = float(value[over].topk(needed).values[-1])
+            if best is None or reached > best[0]:
+                best = (reached, (one, other), channels_where(over))
+    return best
+
+
+# --- channels that say nothing --------------------------------------------------------------------
+
+
+@rule(
+    needs=("weights",),
+    severity="warning",
+    why="A channel that never changes carries nothing, costs time, and eps alone keeps the norm "
+    "from dividing by zero.",
+    yields_to=("bad-buffers", "prunable-channels", "single-element-group"),
+)
+def constant_channel(self: Rule, evidence: Evidence) -> Findings:
+    """Channels without variance, and channels that the ReLU behind the norm never lets through."""
+    layers = evidence.study.layers if evidence.study else {}
+    for site in evidence.sites:
+        seen = layers.get(site.name)
+        if seen is not None and seen.samples < SAMPLES:
+            seen = None
+        channels, said = _constant(site, seen)
+        if channels:
+            yield self.finding(
+                site.name,
+                f"{listed(channels)} of {site.channels}: {said}",
+                "Look at what makes them (dead units, constant inputs), or remove them.",
+                channels=channels,
+            )
+        dead = _dead(evidence, site, seen, channels)
+        if dead:
+            yield self.finding(
+                site.name,
+                f"{listed(dead)} of {site.channels}: the largest output over the data is at most "
+                "0, and a ReLU follows",
+                "Lower the learning rate or raise beta where they died, or remove them.",
+                channels=dead,
+            )
+
+
+#: Variance / the layer's median variance.
+CONSTANT = 1e-8
+
+
+def _constant(site: NormSite, seen: Observation | None) -> tuple[tuple[int, ...], str]:
+    """Channels without variance, in what is stored or in what was seen."""
+    if site.kind != "batch":
+        return (), ""
+    var = numbers(site.var)
+    if var is not None and var.dim() == 1 and not site.frozen:
+        stored = (var >= 0) & (var < CONSTANT * var.median())
+        if stored.any():
+            return channels_where(stored), f"running variance below {CONSTANT:g} of the median"
+    if seen is None or seen.input is None:
+        return (), ""
+    still = _still(seen.input)
+    if seen.in_training is not None:  # what a fault further up stops is not dead by itself
+        still &= _still(seen.in_training)
+    return channels_where(still), "no variance over the data" if still.any() else ""
+
+
+def _still(spread: Spread) -> Tensor:
+    var = spread.elements.var
+    return var <= CONSTANT * max(float(var.median()), _rounding(spread))
+
+
+def _rounding(spread: Spread) -> float:
+    """A variance beside which a channel's own rounding, of its mean in float32, is nothing."""
+    return float(spread.elements.mean.square().median()) * 1e-6
+
+
+def _dead(
+    evidence: Evidence, site: NormSite, seen: Observation | None, constant: Sequence[int]
+) -> tuple[int, ...]:
+    graph = evidence.graph
+    if seen is None or graph is None or not _into_relu(graph, site.name):
+        return ()
+    dead = seen.output_max <= 0
+    gain = numbers(site.gamma)
+    if gain is not None and gain.shape == dead.shape:
+        dead &= gain != 0  # switched off, as zero-initialized gains are
+    return tuple(c for c in channels_where(dead) if c not in constant)
+
+
+def _into_relu(graph: Graph, name: str) -> bool:
+    """Whether a ReLU is all that a norm's result goes into."""
+    users = [user for call in graph.calls(name) for user in graph.users(call.name)]
+    return bool(users) and all(
+        user.op == "activation" and user.function.lower() in _RELUS for user in users
+    )
+
+
+_RELUS = ("relu", "relu_", "relu6")
