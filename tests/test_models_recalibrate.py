@@ -392,6 +392,29 @@ def test_success_changes_statistics_and_nothing_else():
     assert changed == {f"{name}.{ending}" for name in NORMS for ending in endings}
 
 
+class Counting(Residual):
+    """A forward with effects of its own."""
+
+    def forward(self, x):
+        self.calls = getattr(self, "calls", 0) + 1
+        self.seen.add_(len(x))
+        return super().forward(x)
+
+
+def test_what_a_forward_does_to_its_model_is_undone():
+    net = network()
+    net[4].__class__ = Counting
+    net[4].register_buffer("seen", torch.tensor(3))
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    loader = torch.utils.data.DataLoader(numbers(0, 8, 3, 7, 5), batch_size=4, shuffle=True)
+    recalibrate(net, loader)
+    assert int(net[4].seen) == 3
+    assert not hasattr(net[4], "calls")
+    assert torch.equal(torch.rand(1), expected)
+
+
 def test_a_batch_with_nan_can_be_left_out():
     net, reference = network(), network()
     recalibrate(reference, NAN[:1])

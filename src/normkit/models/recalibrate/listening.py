@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from normkit.errors import ModelError
+from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.recalibrate.averages import Reading
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
@@ -19,12 +20,13 @@ from normkit.norms import BatchNorm, InstanceNorm
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.statistics import merge_sets
 
-__all__ = ["Heard", "as_it_is", "listening", "plain_model", "slot"]
+__all__ = ["Heard", "like", "listening", "measuring", "plain_model", "slot"]
 
 Tensor = torch.Tensor
 #: What a call of a norm brings: the site's name, the domain, the reading.
 Heard = Callable[[str, int | None, Reading], None]
 _CHUNK = 1 << 18  # elements in float64 that stay in cache: 8 times as fast as all at once
+_NAMES = ("running_mean", "running_var")
 _OPTIONS = ("mask", "lengths", "input_activation", "domain")
 
 
@@ -58,34 +60,24 @@ def slot(module: nn.Module, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def as_it_is(model: nn.Module, sites: Sequence[NormSite]) -> Iterator[None]:
-    """Put modes and tensors back as they are now, whatever ends the block.
+def measuring(model: nn.Module, sites: Sequence[NormSite]) -> Iterator[None]:
+    """Everything in eval mode, and whatever ends the block, all of the model as it was.
 
     Within it, the running statistics of ``sites`` are copies, nothing takes gradients, and compiled
     parts run as they were written: what torch.compile made of them hears no hooks.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    kept = [
-        (own, name, own[name])
-        for site in sites
-        for name in ("running_mean", "running_var")
-        for own in (slot(site.module, name),)
-    ]
     with contextlib.ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        stack.enter_context(torch.no_grad())
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and it is slow to import
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
-        try:
-            for own, name, tensor in kept:
-                own[name] = like(tensor, tensor)
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for own, name, tensor in kept:
-                own[name] = tensor
-            for module, training in modes:
-                module.training = training
+        for module in model.modules():
+            module.training = False
+        for site in sites:
+            for name in _NAMES:
+                own = slot(site.module, name)
+                own[name] = like(own[name], own[name])
+        yield
 
 
 def like(values: Tensor, stored: Tensor) -> Tensor:
@@ -124,9 +116,6 @@ def listening(
             own[name] = tensor
         for site in sites:
             site.module.training = False
-
-
-_NAMES = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, eq=False)

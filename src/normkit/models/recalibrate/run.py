@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from normkit.errors import DataError, ModelError, OptionError
 from normkit.models.batches import Forward
 from normkit.models.recalibrate.averages import METHODS
-from normkit.models.recalibrate.listening import as_it_is, plain_model
+from normkit.models.recalibrate.listening import measuring, plain_model
 from normkit.models.recalibrate.passes import Passes
 from normkit.models.recalibrate.shifts import Shifts
 from normkit.models.recalibrate.target import Target, write_all
@@ -42,7 +42,8 @@ def recalibrate(
     Everything runs in eval mode (dropout stays off) but that each norm normalizes a batch with that
     batch's own statistics, and so feeds the layers behind it. A batch with a single element a
     channel has none; it is normalized with the running statistics. Whatever goes wrong, also
-    Ctrl-C, leaves the model as it was: statistics, modes, hooks, gradients.
+    Ctrl-C, leaves the model as it was: statistics, modes, hooks, gradients. Random generators go
+    back to where they were.
 
     Args:
         model: also wrapped for data parallelism or compiled, which is looked through.
@@ -105,7 +106,7 @@ def recalibrate(
     device = next(iter(targets.values())).mean.device
     team = team_of(group, words, type(inner).__name__, method, device)
     passes = Passes(inner, data, targets, team, forward, limit, on_nonfinite, progress)
-    with as_it_is(inner, sites):
+    with measuring(inner, sites):
         levels = passes.levels(layerwise)
         for number, level in enumerate(levels, 1):
             with team.step():
