@@ -148,7 +148,8 @@ class _Reader:
             obstacle = "its statistics are used too"
         attributes = {k: ops.plain(v) for k, v in arguments.items() if k in _NORM_ATTRIBUTES}
         self.add(node, "norm", arguments["input"], target, attributes, obstacle)
-        self.calls[node.name] = Call(stored, node)
+        apart = self.taken_apart.get(node)
+        self.calls[node.name] = Call(stored, node, None if apart is None else apart.plain)
         if target not in self.sites:
             self.sites[target] = self.site(node, target, kind, stored, arguments)
         return None

@@ -229,10 +229,12 @@ class RmsNorm:
 
     Args:
         arguments: as of ``aten.rms_norm``.
+        plain: what the gain multiplies.
         inside: its other nodes, which nothing else uses.
     """
 
     arguments: dict[str, Any]
+    plain: fx.Node
     inside: tuple[fx.Node, ...]
 
 
@@ -261,7 +263,7 @@ def _rms_norm(gained: Any, weight: Any) -> RmsNorm | None:
         inside = (gained, inverse, shifted, mean, square)
         if isinstance(eps, float) and gain == last and all(len(n.users) == 1 for n in inside):
             arguments = {"input": x, "normalized_shape": last, "weight": weight, "eps": eps}
-            return RmsNorm(arguments, inside)
+            return RmsNorm(arguments, gained, inside)
     return None
 
 

@@ -34,10 +34,12 @@ class Call:
         stored: by their names in torch.nn: weight, bias, running_mean, running_var.
         end: the format's node that gives the layer's result; not the first one where a bias is
             added on its own.
+        plain: of a norm in small operators, the format's value before gamma and beta.
     """
 
     stored: dict[str, Stored]
     end: Any = field(repr=False)
+    plain: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
