@@ -286,6 +286,8 @@ X, Y = torch.randn(130, 3), torch.arange(130) % 5
         (X.numpy(), [64, 64, 2], False),
         ((X, Y), [64, 64, 2], True),
         ([X[:3], X[3:5]], [3, 2], False),
+        (X.split(100), [100, 30], False),
+        ((X[:4], X[4:8]), [4, 4], False),
         ([(X[:3], Y[:3])], [3], True),
         ([[X[:3], Y[:3]]], [3], True),
         ([{"input": X[:3], "labels": Y[:3]}], [3], True),

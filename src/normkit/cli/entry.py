@@ -50,6 +50,8 @@ def _run(words: list[str]) -> int:
         status = command.main(words, prog_name="normkit", standalone_mode=False)
     except Exception as error:
         return _usage(error)
+    if status == INTERRUPTED:  # typer's answer to Ctrl-C
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 

@@ -50,7 +50,8 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Batches from whatever a user has.
 
-    A tensor or NumPy array is cut along its first dimension. Anything that can be iterated gives
+    A tensor or NumPy array is cut along its first dimension, and so is a tuple of inputs and one
+    label for each. Anything else that can be iterated gives
     batches: a tensor (the input), a tuple or list (input, labels, ...), a dictionary (keyword
     arguments; ``labels`` and the like stay out of them). A function without arguments is called for
     one of these.
@@ -87,8 +88,7 @@ def _raw(data: Any) -> Iterable[Any]:
         return data.split(SIZE) if data.dim() else (data,)
     if isinstance(data, Mapping):
         return (data,)
-    arrays = isinstance(data, tuple) and data and all(isinstance(v, Tensor) for v in data)
-    if arrays and len({len(v) for v in data if v.dim()}) == 1 and all(v.dim() for v in data):
+    if _is_labelled(data):
         return list(zip(*(v.split(SIZE) for v in data), strict=True))
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return data
@@ -100,6 +100,15 @@ def _raw(data: Any) -> Iterable[Any]:
         expected="a tensor, a DataLoader, or something that gives batches when iterated",
         remedy="For instance torch.utils.data.DataLoader(dataset, batch_size=64).",
     )
+
+
+def _is_labelled(data: Any) -> bool:
+    """Whether this is (inputs, one label each), rather than a tuple of two batches."""
+    if not (isinstance(data, tuple) and len(data) == 2):
+        return False
+    x, y = data
+    both = isinstance(x, Tensor) and isinstance(y, Tensor)
+    return both and y.dim() == 1 and x.dim() > 1 and len(x) == len(y)
 
 
 def _batch(raw: Any, device: Any, opaque: bool = False) -> Batch:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import note, print_json, print_table
+from normkit.cli.printing import note, print_json
 
 TRAINING = "How the model is trained"
 NAME = "audit"
@@ -101,24 +101,5 @@ def command(
     if as_json:
         print_json(report.to_dict())
     else:
-        _print(report)
+        typer.echo(report.table())
     raise typer.Exit(report.exit_status(fail_on.value))
-
-
-def _print(report: Any) -> None:
-    typer.echo(report.verdict)
-    if report.findings:
-        rows = [
-            (f.severity, f.rule, f.site or "(the model)", f.measured, f.repair)
-            for f in report.findings
-        ]
-        print_table(("severity", "rule", "layer", "measured", "repair"), rows)
-    for words in report.notes:
-        typer.echo(f"note: {words}")
-    if report.skipped:
-        needs: dict[str, list[str]] = {}
-        for skipped in report.skipped:
-            needs.setdefault(skipped.needs, []).append(skipped.rule)
-        typer.echo("not run:")
-        for what, rules in needs.items():
-            typer.echo(f"  {', '.join(rules)}: needs {what}")
