@@ -1,16 +1,54 @@
-"""Self-contained HTML pages: words, tables and line charts in one file that loads nothing else.
+"""Self-contained HTML pages: words, tables, charts and maps in one file that loads nothing else.
 
 >>> text = Text("What was done", ("Two networks were trained.",))
 >>> "Two networks were trained." in page("A report", [text])
 True
 
-The colours are told apart with every common kind of colour blindness (after Okabe and Ito), the
-page follows the reader's choice of dark or light, and its policy forbids the browser every request.
+The colours are told apart with every common kind of colour blindness (after Okabe and Ito), and
+nothing is told by colour alone. The page follows the reader's choice of dark or light, prints, fits
+a telephone, and its policy forbids the browser every request.
 """
 
 from __future__ import annotations
 
+from normkit.report.diagram import Diagram, DiagramNode
+from normkit.report.levels import LEVELS
 from normkit.report.page import page, save
-from normkit.report.sections import Chart, Line, Section, Table, Text
+from normkit.report.plots import Bars, Curve, Dots, Plot, Plots
+from normkit.report.sections import (
+    Chart,
+    Fold,
+    Folds,
+    Line,
+    Notice,
+    Notices,
+    Place,
+    Section,
+    Table,
+    Text,
+    Verdict,
+)
 
-__all__ = ["Chart", "Line", "Section", "Table", "Text", "page", "save"]
+__all__ = [
+    "LEVELS",
+    "Bars",
+    "Chart",
+    "Curve",
+    "Diagram",
+    "DiagramNode",
+    "Dots",
+    "Fold",
+    "Folds",
+    "Line",
+    "Notice",
+    "Notices",
+    "Place",
+    "Plot",
+    "Plots",
+    "Section",
+    "Table",
+    "Text",
+    "Verdict",
+    "page",
+    "save",
+]

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from normkit.report.sections import Chart, Line, Section, Table
+from normkit.extras import needed
+from normkit.report.diagram import Diagram, pieces
+from normkit.report.plots import Plots, drawn
+from normkit.report.sections import (
+    Chart,
+    Fold,
+    Folds,
+    Line,
+    Notices,
+    Section,
+    Table,
+    Verdict,
+)
 from normkit.writing import write_whole
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
-    """The whole page as text. Every word given is escaped."""
-    has_chart = any(isinstance(section, Chart) for section in sections)
+    """The whole page as text. Every word given is escaped.
+
+    Raises:
+        ValueError: two folds have one anchor.
+        ModuleNotFoundError: jinja2 is not installed, or plotly where there is a chart.
+    """
+    inside = list(_all(sections))
+    markup = needed("markupsafe").Markup
+    has_chart = any(isinstance(section, Chart) for section in inside)
+    # 4.6 MB, wanted only where something is drawn with it
+    library = needed("plotly.offline").get_plotlyjs() if has_chart else ""
+    has_parts = any(isinstance(section, (Folds, Notices)) for section in inside)
+    scripts = [name for name, has in (("page.js", has_chart), ("parts.js", has_parts)) if has]
     return _template().render(
         title=title,
         summary=summary,
         blocks=[_block(section) for section in sections],
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")) if has_chart else "",
-        # 4.6 MB, wanted only where something is drawn
-        library=Markup(get_plotlyjs()) if has_chart else "",
+        anchors=_anchors(inside),
+        marks=any(isinstance(s, (Verdict, Notices, Folds, Diagram)) for s in inside),
+        style=markup(_asset("page.css")),
+        library=markup(library),
+        scripts=[markup(_asset(name)) for name in scripts],
     )
 
 
@@ -38,10 +61,15 @@ def save(path: Path, text: str) -> None:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    library = needed("jinja2")
+    environment = library.Environment(
+        autoescape=True,
+        undefined=library.StrictUndefined,
+        loader=library.FunctionLoader(_asset),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_asset("page.html"))
+    return environment.get_template("page.html")
 
 
 @cache
@@ -49,14 +77,38 @@ def _asset(name: str) -> str:
     return files("normkit.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def _all(sections: Sequence[Section]) -> Iterator[Section]:
+    """The sections and those in their folds."""
+    for section in sections:
+        yield section
+        for fold in section.folds if isinstance(section, Folds) else ():
+            yield from _all(fold.sections)
+
+
+def _anchors(sections: Sequence[Section]) -> frozenset[str]:
+    """What can be linked to; a link to anything else is shown as its words alone."""
+    folds: list[Fold] = [f for s in sections if isinstance(s, Folds) for f in s.folds if f.anchor]
+    anchors = frozenset(fold.anchor for fold in folds)
+    if len(anchors) < len(folds):
+        seen = [fold.anchor for fold in folds]
+        twice = next(anchor for anchor in seen if seen.count(anchor) > 1)
+        raise ValueError(f"two folds of the page have the anchor {twice!r}; expected one each")
+    return anchors
+
+
 def _block(section: Section) -> dict[str, Any]:
     """A section as the template takes it."""
-    if isinstance(section, Table):
-        numeric = [column in section.numeric for column in section.columns]
-        return {"kind": "table", "section": section, "numeric": numeric}
-    if isinstance(section, Chart):
-        return {"kind": "chart", "section": section, "data": _chart(section)}
-    return {"kind": "text", "section": section}
+    return {
+        "kind": type(section).__name__.lower(),
+        "section": section,
+        "data": _DATA.get(type(section), lambda _: None)(section),
+    }
+
+
+def _folds(section: Folds) -> list[dict[str, Any]]:
+    return [
+        {"fold": fold, "blocks": [_block(one) for one in fold.sections]} for fold in section.folds
+    ]
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
@@ -81,3 +133,13 @@ def _line(line: Line, log: bool) -> dict[str, Any]:
         "colour": line.colour,
         "dashed": line.dashed,
     }
+
+
+#: What a section's template needs besides the section itself.
+_DATA: dict[type[Section], Callable[[Any], Any]] = {
+    Table: lambda table: [column in table.numeric for column in table.columns],
+    Chart: _chart,
+    Folds: _folds,
+    Plots: lambda plots: [drawn(plot) for plot in plots.plots],
+    Diagram: pieces,
+}

@@ -64,6 +64,7 @@ class LayerRecord:
         fresh_mean, fresh_var: of the data; var is the population's estimate.
         samples, elements: behind them: samples, and elements a channel.
         edges, counts: a histogram of the norm's output over the data: len(edges) = len(counts) + 1.
+        eps: added to the variance.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LayerRecord:
     elements: int = 0
     edges: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    eps: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

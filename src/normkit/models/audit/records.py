@@ -25,6 +25,7 @@ def _record(site: NormSite, seen: Observation | None) -> LayerRecord:
         "beta": _row(site.beta),
         "running_mean": _row(site.mean) if one else [],
         "running_var": _row(site.var) if one else [],
+        "eps": site.eps,
     }
     if seen is not None:
         record |= {"samples": seen.samples, "edges": list(seen.edges), "counts": list(seen.counts)}

@@ -1,0 +1,187 @@
+"""Drawings of graphs, in pieces that flow like words: left to right, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from normkit.report.layered import Column, columns, parts, segments
+from normkit.report.levels import check_level
+
+__all__ = ["Diagram", "DiagramNode", "pieces"]
+
+STEP = 48  # pixels of a column: a wire's bend, then a node
+BEND = 16
+MIDDLE = 32  # of a node, from its column's left edge
+SHELF, LANE, NARROW = 22, 40, 12  # above the first lane; a lane with nodes; one with wires alone
+MOST_COLUMNS = 7  # of a piece: 336 pixels, which fit on a telephone
+MOST_NAMES = 12  # of joined nodes, in a tooltip
+
+
+@dataclass(frozen=True)
+class DiagramNode:
+    """One node.
+
+    Args:
+        name: unique in the diagram.
+        label: a few letters: in the node, or below its mark where it has one.
+        title: all about it, in words that show when it is pointed at.
+        level: draws it as this level's mark; "" for a plain node.
+        anchor: the fold of the page that it leads to.
+    """
+
+    name: str
+    label: str
+    title: str
+    level: str = ""
+    anchor: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level:
+            check_level(self.level, f"the node {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Diagram:
+    """A graph without cycles.
+
+    Args:
+        nodes: every node after those that lead to it.
+        edges: (from, to), by name.
+        legend: what each level that occurs stands for.
+        most: with more nodes than this, plain ones in a row are drawn as one.
+    """
+
+    heading: str
+    nodes: Sequence[DiagramNode]
+    edges: Sequence[tuple[str, str]]
+    legend: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+    most: int = 80
+
+    def __post_init__(self) -> None:
+        place = {node.name: i for i, node in enumerate(self.nodes)}
+        if len(place) < len(self.nodes):
+            raise ValueError(f"two nodes of the diagram {self.heading!r} have one name")
+        for source, target in self.edges:
+            if source not in place or target not in place or place[source] >= place[target]:
+                raise ValueError(
+                    f"the diagram {self.heading!r} has an edge from {source!r} to {target!r}; "
+                    "expected two of its nodes, the first of them before the second"
+                )
+
+
+def pieces(diagram: Diagram) -> dict[str, Any]:
+    """What the template writes down: the drawing's pieces, part by part, and the words below."""
+    nodes, edges, joined = _joined(diagram)
+    known = {node.name: node for node in nodes}
+    flows, alone = [], 0
+    for names in parts(list(known), edges):
+        if len(names) == 1 and not known[names[0]].level and len(known) > 1:
+            alone += 1  # weights and the like: nothing that a map would show
+            continue
+        inside = set(names)
+        own = [edge for edge in edges if edge[0] in inside]
+        flows.append(_flow(columns(names, own), known))
+    return {"flows": flows, "note": _note(diagram, joined, alone)}
+
+
+def _note(diagram: Diagram, joined: Sequence[int], alone: int) -> str:
+    words = [diagram.note]
+    if joined:
+        words.append(
+            f"{sum(joined)} plain steps are drawn as {len(joined)}, each with the number of steps "
+            "that it stands for."
+        )
+    if alone:
+        words.append(f"Not drawn, being joined to nothing: {alone}.")
+    return " ".join(filter(None, words))
+
+
+def _joined(
+    diagram: Diagram,
+) -> tuple[list[DiagramNode], list[tuple[str, str]], list[int]]:
+    """Nodes and edges with rows of plain nodes made one, and how many nodes each stands for."""
+    if len(diagram.nodes) <= diagram.most:
+        return list(diagram.nodes), list(diagram.edges), []
+    into: dict[str, list[str]] = {node.name: [] for node in diagram.nodes}
+    out: dict[str, list[str]] = {node.name: [] for node in diagram.nodes}
+    for source, target in dict.fromkeys(diagram.edges):
+        into[target].append(source)
+        out[source].append(target)
+    plain = {
+        node.name for node in diagram.nodes
+        if not node.level and len(into[node.name]) == len(out[node.name]) == 1
+    }  # fmt: skip
+    rows: dict[str, list[DiagramNode]] = {}  # by the first name of each
+    head: dict[str, str] = {}
+    for node in diagram.nodes:
+        before = into[node.name][0] if node.name in plain else ""
+        head[node.name] = head[before] if before in plain else node.name
+        rows.setdefault(head[node.name], []).append(node)
+    edges = [(head[a], head[b]) for a, b in diagram.edges if head[a] != head[b]]
+    long = [len(row) for row in rows.values() if len(row) > 1]
+    return [_one(row) for row in rows.values()], edges, long
+
+
+def _one(row: Sequence[DiagramNode]) -> DiagramNode:
+    if len(row) == 1:
+        return row[0]
+    names = [node.title for node in row[:MOST_NAMES]]
+    names += [f"and {len(row) - MOST_NAMES} more"] if len(row) > MOST_NAMES else []
+    return DiagramNode(row[0].name, f"⋯{len(row)}", "\n".join([f"{len(row)} steps:", *names]))
+
+
+def _flow(drawn: Sequence[Column], known: Mapping[str, DiagramNode]) -> list[dict[str, Any]]:
+    """The pieces of one part; a lane is at one height in all of them."""
+    heights = _heights(drawn)
+    return [_piece(drawn[a:b], heights, known) for a, b in segments(drawn, MOST_COLUMNS)]
+
+
+def _heights(drawn: Sequence[Column]) -> list[int]:
+    """The middle of each lane, in pixels from the top."""
+    wide = {lane for column in drawn for _, lane in column.nodes}
+    last = max(lane for column in drawn for lane in _lanes(column))
+    middles, at = [], 0
+    for lane in range(last + 1):
+        middles.append(at + (SHELF if lane in wide else NARROW // 2))
+        at += LANE if lane in wide else NARROW
+    return middles
+
+
+def _lanes(column: Column) -> Iterable[int]:
+    return [lane for _, lane in column.nodes] + [
+        lane for pair in (*column.wires, *column.passing) for lane in pair
+    ]
+
+
+def _piece(
+    drawn: Sequence[Column], heights: Sequence[int], known: Mapping[str, DiagramNode]
+) -> dict[str, Any]:
+    wires: list[str] = []
+    nodes: list[dict[str, Any]] = []
+    for number, column in enumerate(drawn):
+        left = number * STEP
+        wires += [_wire(left, heights[a], heights[b], MIDDLE) for a, b in column.wires]
+        wires += [_wire(left, heights[a], heights[b], STEP) for a, b in column.passing]
+        wires += [f"M{left + MIDDLE} {heights[lane]}h{STEP - MIDDLE}" for lane in column.leaving]
+        nodes += [
+            {"node": known[name], "x": left + MIDDLE, "y": heights[lane]}
+            for name, lane in column.nodes
+        ]
+    lowest = max(heights[lane] for column in drawn for lane in _lanes(column))
+    return {
+        "width": len(drawn) * STEP,
+        "height": lowest + LANE - SHELF,
+        "wires": "".join(wires),
+        "nodes": nodes,
+    }
+
+
+def _wire(left: int, start: int, end: int, length: int) -> str:
+    """From a column's left edge, bent into a lane, to its node or through the column."""
+    if start == end:
+        return f"M{left} {start}h{length}"
+    half, bent = left + BEND // 2, left + BEND
+    return f"M{left} {start}C{half} {start} {half} {end} {bent} {end}H{left + length}"

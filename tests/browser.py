@@ -1,0 +1,154 @@
+"""Headless Chromium, driven over its debugging pipe: open a page, press keys, ask, look."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: apt-get install chromium"
+)
+
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+)
+KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
+PATIENCE = 60.0  # seconds for one answer
+
+
+class Browser:
+    """One tab. ``problems`` collects what its console and its page report."""
+
+    def __init__(self, profile: Path) -> None:
+        to_read, to_write = os.pipe()
+        from_read, from_write = os.pipe()
+
+        def place() -> None:  # Chromium reads from descriptor 3 and writes to 4
+            ends = os.dup(to_read), os.dup(from_write)  # out of the way of 3 and 4
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        self._process = subprocess.Popen(
+            [str(CHROMIUM), *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+            preexec_fn=place,
+            close_fds=False,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_read)
+        os.close(from_write)
+        self._out, self._in = to_write, from_read
+        self._pending = b""
+        self._numbers = itertools.count(1)
+        self._session = ""
+        self.problems: list[str] = []
+        self._events: list[str] = []
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self._call(f"{domain}.enable")
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._out)  # it leaves when nobody can talk to it any more
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._in)
+
+    def open(self, page: Path, width: int = 1200, height: int = 900, **media: str) -> None:
+        """Load a file at a window's size; ``media`` such as ``prefers_color_scheme="dark"``."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=False,
+        )  # fmt: skip
+        self.emulate(**media)
+        self._events.clear()
+        self._call("Page.navigate", url=page.resolve().as_uri())
+        deadline = time.monotonic() + PATIENCE
+        while "Page.loadEventFired" not in self._events:
+            self._receive(deadline)
+
+    def emulate(self, medium: str = "", **media: str) -> None:
+        features = [{"name": k.replace("_", "-"), "value": v} for k, v in media.items()]
+        self._call("Emulation.setEmulatedMedia", media=medium, features=features)
+
+    def ask(self, expression: str) -> Any:
+        """The value of a JavaScript expression; promises are waited for."""
+        answer = self._call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        code, text = KEYS[key]
+        both = {"key": key, "windowsVirtualKeyCode": code, "code": key.strip() or "Space"}
+        down = {"text": text} if text else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", **both, **down)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **both)
+
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        found = self._call("Page.captureScreenshot", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def pdf(self, path: Path) -> None:
+        found = self._call("Page.printToPDF", printBackground=True, preferCSSPageSize=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return self.ask("document.documentElement.scrollWidth - window.innerWidth")
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            answer = self._receive(deadline)
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+
+    def _receive(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._pending:
+            ready, *_ = select.select([self._in], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, "Chromium did not answer in time"
+            got = os.read(self._in, 1 << 20)
+            assert got, "Chromium went away"
+            self._pending += got
+        first, _, self._pending = self._pending.partition(b"\0")
+        message = json.loads(first)
+        self._note(message)
+        return message
+
+    def _note(self, message: dict[str, Any]) -> None:
+        method, params = message.get("method", ""), message.get("params", {})
+        self._events.append(method)
+        if method == "Runtime.exceptionThrown":
+            self.problems.append(params["exceptionDetails"]["text"])
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+            self.problems.append(str(params["args"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.problems.append(params["entry"]["text"])
