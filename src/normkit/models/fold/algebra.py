@@ -77,12 +77,15 @@ class Layer:
             (in, out/groups, ...), linear (out, in).
         bias: (out,), or None.
         groups: of a convolution.
+        opaque: why it is not known what the weights meet, in which case a norm behind the layer
+            can go in, and none before it; "" where it is.
     """
 
     kind: str
     weight: Tensor
     bias: Tensor | None = None
     groups: int = 1
+    opaque: str = ""
 
     @property
     def inputs(self) -> int:

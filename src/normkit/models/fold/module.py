@@ -43,8 +43,8 @@ def fold(
         example: the model's input (a tensor, a tuple of arguments or a dictionary of keyword
             arguments), on which the two are compared in float64: the outputs, and those of each
             layer that changed. By default random inputs of the first layer's shape are tried.
-        tolerance: relative difference allowed between the outputs in the model's own dtype; by
-            default none is asked for beside that in float64, 1e-8.
+        tolerance: relative difference allowed in the model's own dtype; by default nothing is asked
+            for beside 1e-8 in float64.
         report: takes the lines that say what was done; None for silence, which saves measuring
             the speed.
         inplace: change the model itself and return it, instead of a copy.
@@ -202,7 +202,7 @@ def _edits(model: nn.Module, planned: Plan) -> tuple[Edits, dict[str, str]]:
         for name, flag in flags.items():
             edits.attribute(norm, name, flag)
         if any(value is not None for value in tensors.values()):
-            left[site.name] = "its statistics, with ones and zeros for gamma and beta"
+            left[site.name] = "the normalization with ones for gamma and zeros for beta"
     for node in {n.name: n for fold in planned.folds for n in fold.into}.values():
         module = model.get_submodule(node.target)
         layer = changed(layer_of(node.op, module), planned.changes[node.name])

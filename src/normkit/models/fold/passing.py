@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from normkit.models.graph import Node
 
-__all__ = ["Blocked", "Layout", "Passage", "Shapes", "carried", "is_question"]
+__all__ = ["Blocked", "Layout", "Passage", "Shapes", "carried", "is_question", "is_reference"]
 
 Shape = tuple[int, ...]
 
@@ -77,6 +78,14 @@ _QUESTIONS = ("size", "dim", "numel", "ndimension", "is_contiguous", "stride", "
 _PROPERTIES = ("shape", "ndim", "dtype", "device", "is_cuda", "requires_grad")
 
 
+def is_reference(user: Node, name: str) -> bool:
+    """Whether a node takes only the shape of this one: ``y.reshape_as(x)``."""
+    return user.function in _LIKE and user.inputs.index(name) > 0
+
+
+_LIKE = ("reshape_as", "view_as")
+
+
 def carried(passage: Passage, node: Node, shapes: Shapes) -> Passage:
     """The passage behind a node that it enters.
 
@@ -96,6 +105,11 @@ def carried(passage: Passage, node: Node, shapes: Shapes) -> Passage:
         return _pooled(passage, node, name)
     if node.op == "pad":
         return _padded(passage, node, name)
+    if node.function in _SELECTS:
+        layout = _SELECTS[node.function](passage.layout, node)
+        if layout is None:
+            raise Blocked(f"an operation ({name}) takes some of the channels, or mixes them")
+        return replace(passage, layout=layout)
     words = {"norm": "another norm", "activation": "an activation", "other": "an operation"}
     raise Blocked(
         f"{words.get(node.op, f'an operation of kind {node.op}')} ({name}) stands between"
@@ -209,7 +223,7 @@ def _squeeze(layout: Layout, node: Node) -> Layout | None:
     gone = dim % layout.rank
     if gone == layout.axis:
         return None
-    return replace(layout, rank=layout.rank - 1, axis=layout.axis - (gone < layout.axis))
+    return _less(layout, [gone])
 
 
 def _unsqueeze(layout: Layout, node: Node) -> Layout | None:
@@ -227,6 +241,42 @@ _REGROUPS = {
 }  # fmt: skip
 #: With these, elements lie in the same order before and after.
 _KEEPS_ORDER = (*_REGROUPS, "unflatten", "Unflatten")
+
+
+# --- operations along other axes than the channels' -----------------------------------------------
+
+
+def _indexed(layout: Layout, node: Node) -> Layout | None:
+    """x[:, 0], one of the tokens; x[:, 1:], some."""
+    given = argument(node, 0, "index")
+    index = given if isinstance(given, tuple) else (given,)
+    if len(index) > layout.rank or not all(isinstance(i, (int, slice)) for i in index):
+        return None
+    if len(index) > layout.axis and index[layout.axis] != slice(None):
+        return None
+    gone = [axis for axis, i in enumerate(index) if isinstance(i, int)]
+    return _less(layout, gone)
+
+
+def _averaged(layout: Layout, node: Node) -> Layout | None:
+    """x.mean(1), the average over tokens."""
+    given = argument(node, 0, "dim")
+    dims = given if isinstance(given, (tuple, list)) else (given,)
+    if not all(isinstance(d, int) and -layout.rank <= d < layout.rank for d in dims):
+        return None
+    gone = {d % layout.rank for d in dims}
+    if layout.axis in gone:
+        return None
+    return layout if argument(node, 1, "keepdim", False) else _less(layout, gone)
+
+
+def _less(layout: Layout, gone: Collection[int]) -> Layout:
+    """Without some other axes."""
+    axis = layout.axis - sum(g < layout.axis for g in gone)
+    return replace(layout, rank=layout.rank - len(gone), axis=axis)
+
+
+_SELECTS = {"getitem": _indexed, "mean": _averaged}
 
 
 # --- operations over neighbouring elements --------------------------------------------------------
@@ -260,7 +310,11 @@ def _pooled(passage: Passage, node: Node, name: str) -> Passage:
 
 def _padded(passage: Passage, node: Node, name: str) -> Passage:
     amounts = _numbers(argument(node, 0, "padding" if "padding" in node.attributes else "pad", ()))
-    _on_channels(passage.layout, len(amounts) // 2, name)
+    place = 2 * (passage.layout.rank - 1 - passage.layout.axis)  # pairs, the last axis first
+    if any(amount != 0 for amount in amounts[place : place + 2]) or not passage.layout.plain:
+        raise Blocked(f"{name} mixes the channels")
+    if all(amount == 0 for amount in amounts):
+        return passage
     mode = str(argument(node, 1, "mode", "constant")) + node.function.lower()
     if any(kind in mode for kind in ("reflect", "replicat", "circular")):
         return passage

@@ -14,11 +14,22 @@ from typing import Protocol, TypeVar
 import torch
 
 from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
-from normkit.models.fold.passing import Blocked, Layout, Passage, Shapes, carried, is_question
+from normkit.models.fold.passing import (
+    Blocked,
+    Layout,
+    Passage,
+    Shapes,
+    carried,
+    is_question,
+    is_reference,
+)
 from normkit.models.graph import Graph, Node
 from normkit.models.sites import NormSite
 
-__all__ = ["Fold", "Form", "Layers", "Plan", "plan"]
+__all__ = ["LAYER_OPS", "Fold", "Form", "Layers", "Plan", "plan"]
+
+#: What a norm can go into.
+LAYER_OPS = ("conv", "conv_transpose", "linear")
 
 
 @dataclass(frozen=True)
@@ -186,7 +197,11 @@ class _Planner:
 
     def takers(self, node: Node) -> list[Node]:
         """The nodes that take a node's elements; those that ask for its shape do not."""
-        return [user for user in self.graph.users(node.name) if user.name not in self.answers]
+        return [
+            user
+            for user in self.graph.users(node.name)
+            if user.name not in self.answers and not is_reference(user, node.name)
+        ]
 
     def why_unseen(self, name: str) -> str:
         around = [p for p in self.graph.unknown if not p or name.startswith(f"{p}.")]
@@ -217,8 +232,8 @@ class _Planner:
         while True:
             user, node = node, self.graph[self.data(node)[0]]
             if any(other is not user for other in self.takers(node)):
-                raise Blocked(f"the result of {_name(node)} is used elsewhere too")
-            if node.op in _LAYERS:
+                raise Blocked("what it takes is used elsewhere too")
+            if node.op in LAYER_OPS:
                 return node, tuple(reversed(way))
             if node.op in ("input", "constant"):
                 raise Blocked("there is only the model's input")
@@ -262,6 +277,8 @@ class _Planner:
         through: dict[Node, None] = {}
         for end, way, passage in found:
             layer = self.layer(end)
+            if layer.opaque:
+                raise Blocked(f"{_name(end)} cannot change: {layer.opaque}")
             change = Change(_spread(norm.affine, passage.layout, end, layer), "inputs")
             _check_passage(_entered(passage, end, layer), norm.affine)
             self.check_weights(end, layer, change)
@@ -293,7 +310,7 @@ class _Planner:
                 raise Blocked(f"its result goes into {_name(user)}")
             if user.op == "conv_transpose":
                 raise Blocked(f"{_name(user)} is a transposed convolution")
-            if user.op in _LAYERS:
+            if user.op in LAYER_OPS:
                 yield user, way, passage
             elif user.name in self.gone:
                 yield from self.ends(user, passage, way)
@@ -327,7 +344,6 @@ class _Planner:
 T = TypeVar("T")
 #: Layers, the nodes between, and each layer's change by its node's name.
 _Found = tuple[tuple[Node, ...], tuple[Node, ...], dict[str, Change]]
-_LAYERS = ("conv", "conv_transpose", "linear")
 _JOINS = ("concatenate", "add", "multiply")
 
 
@@ -395,7 +411,7 @@ def _spread(affine: Affine, layout: Layout, node: Node, layer: Layer) -> Affine:
     """A value for each of the layer's inputs."""
     axis = layout.rank - 1 if node.op == "linear" else 1
     if layout.axis != axis or (node.op == "conv" and layer.weight.dim() != layout.rank):
-        raise Blocked(f"{_name(node)} mixes another axis than that of the channels")
+        raise Blocked(f"the {node.op} there mixes another axis than that of the channels")
     times = layer.inputs // (len(affine.scale) * (layout.outer or 1) * (layout.inner or 1))
     outer = times if layout.outer is None else layout.outer
     inner = times if layout.inner is None else layout.inner

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.models.fold.algebra import Affine, affine_of
+from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
 from normkit.models.fold.planning import Form
 from normkit.models.fold.replacing import set_tensor
 from normkit.models.sites import NormSite
 
-__all__ = ["form_of", "tail_of", "without_affine"]
+__all__ = ["form_of", "scales_with_weights", "tail_of", "without_affine"]
 
 Tensor = torch.Tensor
 #: Relative difference at which a layer counts as another: some compute in float32 come what may.
@@ -188,3 +188,28 @@ def _fill(module: nn.Module) -> None:
         held = getattr(module, name, None)
         if isinstance(held, Tensor):
             set_tensor(module, name, torch.full_like(held, value))
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def scales_with_weights(layer: Layer, module: nn.Module) -> bool:
+    """Whether a layer with a forward of its own does to its weights no more than torch.nn's would.
+
+    Some pad in another way: then a norm behind them can go in all the same. Others normalize their
+    weights, and then it cannot.
+    """
+    try:
+        trial = copy.deepcopy(module).cpu().double()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            sizes = [] if layer.kind == "linear" else [9 + 2 * k for k in layer.weight.shape[2:]]
+            x = torch.randn(_SAMPLES, layer.inputs, *sizes, dtype=torch.float64)
+            affine = Affine(*torch.randn(2, layer.outputs, dtype=torch.float64))
+            y = trial(x.clone())
+            new = changed(layer, [Change(affine, "outputs")])
+            set_tensor(trial, "weight", new.weight)
+            set_tensor(trial, "bias", new.bias)
+            return _alike(trial(x.clone()), y * _along(affine.scale, y) + _along(affine.shift, y))
+    except Exception:  # whatever a user's layer does
+        return False

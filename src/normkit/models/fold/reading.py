@@ -12,14 +12,17 @@ from torch.nn.parameter import is_lazy
 
 from normkit.errors import DTypeError, ModelError
 from normkit.models.fold.algebra import Layer
-from normkit.models.fold.planning import Form, Plan, plan
-from normkit.models.fold.probing import form_of
+from normkit.models.fold.planning import LAYER_OPS, Form, Plan, plan
+from normkit.models.fold.probing import form_of, scales_with_weights
 from normkit.models.graph import Graph, Node
 from normkit.models.sites import NormSite, find_sites
 from normkit.models.tracing import trace
 from normkit.torch.normact import NormAct
 
 __all__ = ["Reading", "layer_of", "read"]
+
+#: The attribute of a layer's node that becomes its Layer's ``opaque``.
+OPAQUE = "own forward"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def read(model: Any) -> Reading:
     graph = trace(model)
     fused = {name: module for name, module in model.named_modules() if isinstance(module, NormAct)}
     sites = list(_sites(model, fused))
-    nodes = [_as_norm(node, fused) if node.target in fused else node for node in graph]
+    nodes = [_seen_into(model, node, fused) for node in graph]
     return Reading(model, Graph(nodes, graph.unknown), sites)
 
 
@@ -80,10 +83,17 @@ def _sites(model: nn.Module, fused: dict[str, NormAct]) -> Iterator[NormSite]:
             yield site
 
 
-def _as_norm(node: Node, fused: dict[str, NormAct]) -> Node:
-    inner = fused[node.target].norm
-    hooked = inner._forward_hooks or inner._forward_pre_hooks
-    return replace(node, op="norm", obstacle=node.obstacle or ("it has hooks" if hooked else ""))
+def _seen_into(model: nn.Module, node: Node, fused: dict[str, NormAct]) -> Node:
+    """The node with what is known of the module that it calls."""
+    if node.target in fused:
+        inner = fused[node.target].norm
+        hooked = "it has hooks" if inner._forward_hooks or inner._forward_pre_hooks else ""
+        return replace(node, op="norm", obstacle=node.obstacle or hooked)
+    if node.op in LAYER_OPS and node.obstacle.endswith("a forward of its own"):
+        module = model.get_submodule(node.target)
+        if scales_with_weights(layer_of(node.op, module), module):
+            return replace(node, obstacle="", attributes=node.attributes | {OPAQUE: node.obstacle})
+    return node
 
 
 def _on_island(node: Node) -> bool:
@@ -124,7 +134,8 @@ class _ModuleLayers:
             tied = {} if tensor is None else self.owners[_memory(tensor)]
             for other in tied.keys() - {id(module)}:
                 return f"it shares its weight with {tied[other]}"
-        return self.shared(node, module) or layer_of(node.op, module)
+        opaque = node.attributes.get(OPAQUE, "")
+        return self.shared(node, module) or replace(layer_of(node.op, module), opaque=opaque)
 
     def form(self, node: Node, site: NormSite) -> Form | str:
         options = [name for name, value in node.attributes.items() if _is_given(value)]

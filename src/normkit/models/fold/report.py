@@ -11,6 +11,9 @@ from normkit.models.fold.planning import Plan
 __all__ = ["FoldReport", "Folded", "Verification", "report_of"]
 
 
+_REASONS = 12  # lines of them that people read; FoldReport.refused has them all
+
+
 @dataclass(frozen=True)
 class Folded:
     """One norm that was folded.
@@ -21,8 +24,7 @@ class Folded:
         into: names of the layers that took it.
         direction: where they are, seen from the norm: ``"before"`` or ``"after"``.
         through: what stands between and stays.
-        left: what is left at the norm's place: ``""`` for nothing, an activation's name, or
-            ``"its statistics"``.
+        left: what is left at the norm's place, in words; "" for nothing.
     """
 
     norm: str
@@ -103,6 +105,8 @@ class FoldReport:
         norms = len(self.folded) + len(self.refused)
         if not norms:
             return "fold: the model has no norms"
+        if not self.folded:
+            return f"fold: none of {_count(norms, 'norm')} folded"
         return (
             f"fold: {len(self.folded)} of {_count(norms, 'norm')} folded into "
             f"{_count(len(layers), 'layer')}; {saved:,} parameters fewer ({share:.1%})"
@@ -116,9 +120,12 @@ class FoldReport:
         reasons: dict[str, list[str]] = {}
         for norm, reason in self.refused:
             reasons.setdefault(reason, []).append(norm or "the model itself")
+        shown = list(reasons.items())
+        hidden = sum(len(names) for _, names in shown[_REASONS:])
         return [
-            *(f"fold: {what} stays of {_few(names)}" for what, names in left.items()),
-            *(f"fold: not {_few(names)}: {why}" for why, names in reasons.items()),
+            *(f"fold: left of {_few(names)}: {what}" for what, names in left.items()),
+            *(f"fold: not {_few(names)}: {why}" for why, names in shown[:_REASONS]),
+            *([f"fold: not {_count(hidden, 'other norm')}, for reasons alike"] if hidden else []),
         ]
 
     def _comparison(self) -> list[str]:
@@ -157,7 +164,7 @@ def report_of(
     """
     folded = []
     for fold in plan.folds:
-        stays = fold.tail if fold.whole else "its statistics"
+        stays = fold.tail if fold.whole else "the normalization without gamma and beta"
         stays = (left or {}).get(fold.site.name, stays)
         into = tuple(node.target or node.name for node in fold.into)
         through = tuple(node.target or node.function or node.name for node in fold.through)

@@ -78,7 +78,7 @@ def verify(
         change: folds a copy, in place.
         examples: the first that the model takes is used.
         watched: paths of layers whose outputs are to stay the same.
-        tolerance: of the outputs in the model's own dtype; None for none beside that in float64.
+        tolerance: in the model's own dtype; None for none beside that in float64.
 
     Raises:
         ModelError: they differ, or the changed model does not run.
@@ -100,9 +100,9 @@ def verify(
     own_worst, where = worst, ""
     if own != dtype:
         trial = copy.deepcopy(model)
-        want = _run(trial, example.to(own), ())
+        want = _run(trial, example.to(own), watched)
         change(trial)
-        own_worst, where = _worst(_changed_run(trial, example.to(own), ()), want)
+        own_worst, where = _worst(_changed_run(trial, example.to(own), watched), want)
     if tolerance is not None and not own_worst <= tolerance:
         raise _differs(own_worst, where, tolerance, own)
     return example, Verification(worst, _word(dtype), own_worst, _word(own), example.words)

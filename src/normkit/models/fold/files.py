@@ -1,0 +1,140 @@
+"""Folding from file to file: what comes out is a file of the kind that its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from normkit.errors import FileError, ModelError
+from normkit.extras import needed
+from normkit.models.fold.module import fold_with_report
+from normkit.models.fold.report import FoldReport
+from normkit.models.fold.verifying import Example
+from normkit.models.opening import Opened, open_model
+from normkit.models.saving import ENDINGS, save_weights
+from normkit.writing import check_output, replacing
+
+__all__ = ["fold_file"]
+
+#: What each kind of model can be written as.
+_OUTPUTS = {
+    "module": (".pt2", ".onnx", *ENDINGS),
+    "program": (".pt2",),
+    "onnx": (".onnx",),
+}
+
+
+def fold_file(
+    model: Any,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    example: Any = None,
+    overwrite: bool = False,
+    report: Callable[[str], Any] | None = print,
+) -> FoldReport:
+    """Fold a model and write the result; nothing is written unless both compute the same.
+
+    Args:
+        model: as of :func:`normkit.models.open_model`: a ``.pt2`` or ``.onnx`` file, or code.
+        out: a ``.pt2`` file from a ``.pt2`` file, ``.onnx`` from ``.onnx``; from code ``.pt2`` or
+            ``.onnx``, which are exported on ``example``, or the folded weights alone
+            (``.safetensors``, ``.pt``).
+        weights: a checkpoint for the model that code makes.
+        example: an input; by default one is made up.
+        overwrite: replace ``out`` if it exists.
+        report: takes the lines that say what was done.
+
+    Raises:
+        FileError: the input is damaged, or the output cannot be written.
+        ModelError: there is nothing that can be folded in a file of weights alone, or the folded
+            model does not do the same.
+    """
+    out = Path(out)
+    inputs = [Path(each) for each in (model, weights) if isinstance(each, (str, Path))]
+    check_output(out, inputs, overwrite=overwrite)
+    opened = open_model(model, weights=weights)
+    _check_ending(opened, out)
+    _check_example(opened, out, example)
+    folded, found = _fold(opened, example)
+    if report is not None:
+        for line in found.lines():
+            report(line)
+    _write(folded, out, example)
+    return found
+
+
+def _check_ending(opened: Opened, out: Path) -> None:
+    possible = _OUTPUTS.get(opened.format)
+    if possible is None:
+        raise ModelError(
+            "Weights alone do not say which layers stand side by side",
+            received=opened.name,
+            expected="a .pt2 or .onnx file, or code",
+            remedy="Name a function, package.module:function, and this file as its weights.",
+        )
+    if out.suffix not in possible:
+        raise FileError(
+            "This model cannot be written as such a file",
+            received=f"{out} for {opened.name}",
+            expected=f"a name that ends in {', '.join(possible)}",
+            remedy=f"For instance {out.with_suffix(possible[0])}.",
+        )
+
+
+def _fold(opened: Opened, example: Any) -> tuple[Any, FoldReport]:
+    if opened.module is not None:
+        return fold_with_report(opened.module.eval(), example)
+    if opened.program is not None:
+        from normkit.models.fold.program import fold_program
+
+        return fold_program(opened.program, example)
+    from normkit.models.fold.onnx_file import fold_onnx
+
+    return fold_onnx(opened.proto, example)
+
+
+def _write(folded: Any, out: Path, example: Any) -> None:
+    if isinstance(folded, nn.Module):
+        if out.suffix in ENDINGS:
+            save_weights(folded, out, overwrite=True)
+            return
+        folded = _exported(folded, Example.of(example))
+    with replacing(out) as temporary:
+        if out.suffix == ".pt2":
+            torch.export.save(folded, temporary)
+        elif isinstance(folded, ExportedProgram):
+            torch.onnx.export(folded, dynamo=True, verbose=False).save(str(temporary))
+        else:
+            needed("onnx").save(folded, str(temporary))
+
+
+def _exported(model: nn.Module, example: Example) -> ExportedProgram:
+    """The model as a program for batches of any size, where it allows that."""
+
+    def first(value: Any) -> Any:
+        many = isinstance(value, torch.Tensor) and value.dim() and len(value) > 1
+        return {0: torch.export.Dim.AUTO} if many else None
+
+    args, kwargs = pytree.tree_map(first, (example.args, example.kwargs))
+    shapes = kwargs if kwargs else args  # an example is one or the other
+    return torch.export.export(model, example.args, example.kwargs or None, dynamic_shapes=shapes)
+
+
+def _check_example(opened: Opened, out: Path, example: Any) -> None:
+    if opened.format == "module" and out.suffix not in ENDINGS:
+        if example is None:
+            raise ModelError(
+                "A model is exported by running it",
+                received="no example",
+                expected="an input of the model",
+                remedy="Pass example= (--data: its first batch), or write weights: .safetensors.",
+            )
+        if out.suffix == ".onnx":
+            needed("onnxscript")
