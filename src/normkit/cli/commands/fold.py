@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,14 +39,19 @@ def command(
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Fold norms into the layers beside them, check the result, and write it."""
-    from normkit.models.fold.files import fold_to_file
+    from normkit.models.fold.files import fold_file
 
     example = _first(options.opened_data(data, batch_size))
-    report = fold_to_file(
-        model, out, weights=weights, example=example, overwrite=overwrite, say=reporter(as_json)
+    report = fold_file(
+        model,
+        out,
+        weights=weights,
+        example=example,
+        overwrite=overwrite,
+        report=None if as_json else reporter(False),
     )
     if as_json:
-        print_json(asdict(report))
+        print_json(report.to_dict())
     note(f"folded model: {out}")
 
 
