@@ -19,6 +19,7 @@ from normkit.models.audit.rules.sets import (
     is_initial,
     learns_statistics,
     listed,
+    named,
     numbers,
     option,
 )
@@ -82,32 +83,59 @@ def _values(site: NormSite) -> dict[str, Tensor | None]:
     "in eval mode, where nothing is left of what it learned.",
 )
 def never_tracked(self: Rule, evidence: Evidence) -> Findings:
-    """Running statistics as a new layer has them, beside weights that have been trained.
+    """Running statistics as a new layer has them, beside gamma and beta that have been trained.
 
-    Zeros and ones that were counted as batches are not told apart: the values decide. gamma alone
-    is no proof of training, since some initialize it at random; beta is, and gamma where another
-    layer of the model shows that it was trained.
+    Zeros and ones that were counted as batches are not told apart: the values decide.
     """
-    trained = any(
+    tracked = any(
         site.kind == "batch" and site.tracks and not is_initial(site) for site in evidence.sites
     )
-    for site in evidence.sites:
-        if not learns_statistics(site) or not is_initial(site) or site.momentum == 0:
-            continue  # momentum 0 is the momentum rule's
-        if _varies(site.beta) or (trained and _varies(site.gamma)):
-            seen = "an unknown number of" if site.batches is None else site.batches
-            yield self.finding(
-                site.name,
-                f"mean 0 and variance 1 in every channel after {seen} batches, "
-                f"while {'beta' if _varies(site.beta) else 'gamma'} has been trained",
-                "normkit.models.recalibrate(model, data)",
-            )
+    sites = [
+        site for site in evidence.sites
+        if learns_statistics(site) and is_initial(site) and site.momentum != 0  # momentum's matter
+        and (_varies(site.beta) or (tracked and _varies(site.gamma)))
+    ]  # fmt: skip
+    if not tracked and _are_drawn(sites):
+        return  # a new model whose gamma and beta begin at random
+    for site in sites:
+        seen = "an unknown number of" if site.batches is None else site.batches
+        yield self.finding(
+            site.name,
+            f"mean 0 and variance 1 in every channel after {seen} batches, "
+            f"while {'beta' if _varies(site.beta) else 'gamma'} has been trained",
+            "normkit.models.recalibrate(model, data)",
+        )
 
 
 def _varies(tensor: Tensor | None) -> bool:
-    """Whether the values differ from each other, as those of no usual initialization do."""
+    """Whether the values differ from each other, as those of most initializations do not."""
     values = numbers(tensor)
     return values is not None and bool((values != values.reshape(-1)[0]).any())
+
+
+def _are_drawn(sites: Sequence[NormSite]) -> bool:
+    """Whether gamma and beta of several layers look like draws from one distribution each.
+
+    Layers that were trained differ in mean or spread; this takes much for chance.
+    """
+    if len(sites) < 2:
+        return False
+    for tensors in ([s.gamma for s in sites], [s.beta for s in sites]):
+        layers = [values for t in tensors if (values := numbers(t)) is not None]
+        spreads = [(values - values.mean()).abs() for values in layers]
+        if _differ(layers) or _differ(spreads):
+            return False
+    return True
+
+
+def _differ(layers: Sequence[Tensor]) -> bool:
+    """Whether the layers' means differ by more than chance: chi-squared, at odds of 1 in 10^4."""
+    within = sum(float(v.var(correction=0)) * v.numel() for v in layers)
+    total = sum(v.numel() for v in layers)
+    mean = sum(float(v.sum()) for v in layers) / max(total, 1)
+    between = sum(v.numel() * (float(v.mean()) - mean) ** 2 for v in layers)
+    freedom = len(layers) - 1
+    return between > (freedom + 4 * (2 * freedom) ** 0.5 + 8) * within / max(total, 1)
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -229,7 +257,8 @@ def prunable_channels(self: Rule, evidence: Evidence) -> Findings:
     """Gains a thousand times smaller than the layer's.
 
     A layer whose gains are all zero was initialized so, as the last one of a residual branch. Where
-    most channels have gone the median has gone with them: the upper tenth stands in for it.
+    most channels have gone the median has gone with them: the upper tenth stands in for it. Where
+    gains lie on both sides of zero some are near it by chance, so that these must be nearer.
     """
     for site in evidence.sites:
         gain = numbers(site.gamma)
@@ -237,11 +266,14 @@ def prunable_channels(self: Rule, evidence: Evidence) -> Findings:
             continue
         if not torch.isfinite(gain).all():
             continue
-        gain = gain.abs()
+        signed, gain = gain, gain.abs()
         usual = gain.median()
         upper = gain.quantile(0.9)
         usual = upper if usual < PRUNABLE * upper else usual
-        small = gain < PRUNABLE * usual
+        limit = PRUNABLE * usual
+        if (signed < -0.1 * usual).any() and (signed > 0.1 * usual).any():
+            limit = 1e-2 * limit
+        small = gain < limit
         if not small.any():
             continue
         channels = channels_where(small)
@@ -250,11 +282,12 @@ def prunable_channels(self: Rule, evidence: Evidence) -> Findings:
         size = f", up to {float(constants.abs().max()):.2g}" if constants.numel() else " (0)"
         yield self.finding(
             site.name,
-            f"|gamma| < {PRUNABLE} of the layer's {float(usual):.2g} at {listed(channels)}",
+            f"|gamma| < {float(limit / usual):g} of the layer's {float(usual):.2g} "
+            f"at {listed(channels)}",
             "Remove these channels from the layers before and after; their output is the constant "
             f"beta{size}, which goes into the next layer's bias.",
             value=float(gain[small].max()),
-            threshold=float(PRUNABLE * usual),
+            threshold=float(limit),
             channels=channels,
         )
 
@@ -305,8 +338,7 @@ def _two_habits(self: Rule, sites: Sequence[NormSite]) -> Findings:
     few, many = sorted(parts, key=lambda eps: len(parts[eps]))
     yield self.finding(
         parts[few][0].name,
-        f"eps {few:g} in {len(parts[few])} batch norms from here on, "
-        f"{many:g} in {len(parts[many])} others",
+        f"eps {few:g} in {named(parts[few])}, {many:g} in {len(parts[many])} others",
         "Ask for the eps that each part was trained with: 1e-3 is TensorFlow's default, "
         "1e-5 PyTorch's.",
         severity="info",
@@ -314,9 +346,11 @@ def _two_habits(self: Rule, sites: Sequence[NormSite]) -> Findings:
 
 
 def _setting(site: NormSite, what: str) -> float | None:
-    if what == "momentum" and not learns_statistics(site):
-        return None
-    return getattr(site, what)
+    """What to compare; None for momenta that do not matter, or that are a fault anywhere."""
+    if what == "eps":
+        return site.eps
+    usable = learns_statistics(site) and site.momentum is not None and 0 < site.momentum < 0.9
+    return site.momentum if usable else None
 
 
 def _usual(sites: Sequence[NormSite], what: str) -> float | None:
