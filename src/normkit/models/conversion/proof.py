@@ -60,25 +60,47 @@ def copied(model: nn.Module) -> Any:
 
 
 def difference(
-    before: nn.Module, after: nn.Module, batch: Batch, forward: Forward | None = None
-) -> Difference:
-    """How far two models in eval mode lie apart on one batch.
+    before: nn.Module,
+    after: nn.Module,
+    batch: Batch,
+    forward: Forward | None = None,
+    *,
+    wide: bool = True,
+) -> Difference | None:
+    """How far two models in eval mode lie apart on one batch; both are copied.
 
-    Both are copied, and compute in float64; where the model cannot, in the dtype that it has.
+    Args:
+        forward: calls the model, as of :func:`normkit.models.batches.call`.
+        wide: in float64, and None where the first model cannot; else in the dtype that it has.
 
     Raises:
-        DataError: the model does not take the batch.
-        ModelError: it cannot be copied.
+        DataError: the first model does not take the batch.
+        ModelError: a model cannot be copied, or the second does not run.
     """
+    dtype = torch.float64 if wide else _dtype(before)
     try:
-        wanted, dtype = _outputs(before, batch, forward, torch.float64), torch.float64
-    except Exception:  # such as a forward that asks for one dtype; told apart by the next line
-        wanted, dtype = _outputs(before, batch, forward, None), _dtype(before)
-    found = _outputs(after, batch, forward, torch.float64 if dtype is torch.float64 else None)
+        wanted = _outputs(before, batch, forward, dtype if wide else None)
+    except Exception:  # it may ask for one dtype; anything else comes again when it has that
+        if wide:
+            return None
+        raise
+    try:
+        found = _outputs(after, batch, forward, dtype if wide else None)
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            "The changed model does not run; nothing was changed",
+            received=f"{type(error).__name__}: {said}",
+            expected="the output that it gave before",
+            remedy="Leave out the layers whose attributes or types the model asks for.",
+        ) from error
+    return Difference(_worst(found, wanted), dtype)
+
+
+def _worst(found: list[Tensor], wanted: list[Tensor]) -> float:
     if len(found) != len(wanted):
-        return Difference(float("inf"), dtype)
-    pairs = zip(found, wanted, strict=True)
-    return Difference(max((_relative(*pair) for pair in pairs), default=0.0), dtype)
+        return float("inf")
+    return max((_relative(*pair) for pair in zip(found, wanted, strict=True)), default=0.0)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

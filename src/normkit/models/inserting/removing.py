@@ -1,0 +1,179 @@
+"""remove(): the norms that insert() put in, taken into their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from normkit.errors import ModelError
+from normkit.models.conversion.catalogue import RefusedError
+from normkit.models.conversion.proof import copied
+from normkit.models.conversion.reading import read
+from normkit.models.conversion.selecting import chosen
+from normkit.models.conversion.surroundings import as_batch
+from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
+from normkit.models.fold.replacing import Edits
+from normkit.models.inserting.pairs import (
+    LAYERS,
+    SHOWN,
+    compared,
+    counted,
+    deviation,
+    listed,
+    op_of,
+    pairs_of,
+    sayer,
+)
+from normkit.models.sites import NormSite
+
+__all__ = ["remove"]
+
+Tensor = torch.Tensor
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def remove(
+    model: nn.Module,
+    only: str | Iterable[str] | Callable[[NormSite], Any] | None = None,
+    *,
+    example: Any = None,
+    inplace: bool = False,
+    report: Callable[[str], Any] | None = print,
+) -> Any:
+    """Take out the norms that :func:`insert` put in; the network in eval mode computes the same.
+
+    What a norm does goes into the weights and bias of its layer, and names in ``state_dict`` are as
+    before. Right after :func:`insert` the weights come back as they were, and biases that were
+    dropped to rounding. (:func:`normkit.models.fold` takes out any norm that can be.)
+
+    Args:
+        model: with layers that insert() made: an ``nn.Sequential`` of ``layer`` and ``norm``.
+        only: names of the layers, patterns, or a function of the norm's site; None for all.
+        example: an input of the model (a tensor, a tuple of arguments or a dictionary of them), on
+            which its output before and after is compared.
+        inplace: change the model itself, not a copy.
+        report: takes the lines that say what was done; None for silence.
+
+    Returns:
+        The model without norms. Where the model is itself such a pair, its layer.
+
+    Raises:
+        ModelError: a norm cannot go into its layer, or the function is not the same. Nothing is
+            changed.
+        DataError: the model does not take the example.
+
+    >>> from normkit.models.inserting import insert
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    >>> with_norm = insert(net, "linear", torch.randn(32, 3), report=None)
+    >>> bare = remove(with_norm, example=torch.randn(2, 3))
+    remove: 1 norm taken into its layer: 0
+    remove: verified in eval mode: outputs differ by at most ... in float64, ... in float32
+    >>> all(torch.equal(t, net.state_dict()[name]) for name, t in bare.state_dict().items())
+    True
+    """
+    say = sayer("remove", model, report)
+    sites = {name: site for name, (_, site) in pairs_of(model).items()}
+    names = chosen(sites, only, "only")
+    if not names:
+        say("nothing to do: there is no norm of insert()'s")
+        return model if inplace else copied(model)
+    trial = _without(copied(model), names) if example is not None or not inplace else model
+    words = "not verified; pass example=, an input of the model"
+    if example is not None:
+        apart = compared("remove", model, trial, partial(_without, names=names), as_batch(example))
+        words = f"verified in eval mode: {apart}"
+    result = _without(model, names) if inplace else trial
+    where = "its layer" if len(names) == 1 else "their layers"
+    say(f"{counted(len(names), 'norm')} taken into {where}: {listed(names)}")
+    say(words)
+    return result
+
+
+def _without(model: nn.Module, names: list[str]) -> nn.Module:
+    """The model with these norms taken into their layers.
+
+    Raises:
+        ModelError: one of them cannot be.
+    """
+    edits, pairs = Edits(), pairs_of(model)
+    result: Any = model
+    refused = []
+    for name in names:
+        pair, site = pairs[name]
+        try:
+            _check_pair(pair, site)
+            new = _taken_in(model, pair.layer, site, vars(pair).get("dropped_bias", False))
+        except RefusedError as why:
+            refused.append(f"{site.name}: {why}")
+            continue
+        for part, value in new.items():
+            edits.tensor(pair.layer, part, value)
+        if pair is model:
+            result = pair.layer
+        else:
+            edits.replace(model, pair, pair.layer)
+    if refused:
+        raise ModelError(
+            f"{counted(len(refused), 'norm')} cannot be taken out; nothing was changed",
+            received="; ".join(refused[:SHOWN]),
+            expected="batch norms with running statistics, as insert() makes them",
+            remedy="only= names others.",
+        )
+    edits.make()
+    return result
+
+
+def _check_pair(pair: Any, site: NormSite) -> None:
+    if site.kind != "batch" or not site.tracks:
+        raise _refused("it normalizes with statistics of its input, not with running ones")
+    source = read(site)
+    if source.is_foreign or source.options.mean_only or source.options.domains is not None:
+        raise _refused("it is no batch norm as insert() makes them")
+    if any(getattr(module, hooks) for module in (pair, pair.norm) for hooks in _HOOKS):
+        raise _refused("it has hooks, which would be lost")
+
+
+def _taken_in(model: nn.Module, layer: Any, site: NormSite, dropped: bool) -> dict[str, Tensor]:
+    """The weight and bias of the layer that change, in float64."""
+    affine = _affine(site)
+    groups = getattr(layer, "groups", 1)
+    before = Layer(op_of(layer), layer.weight, layer.bias, groups)
+    after = changed(before, [Change(affine, "outputs")])
+    found = {}
+    if bool((affine.scale != 1).any()):
+        _check_weight(model, layer)
+        found["weight"] = after.weight
+    bias = after.bias
+    if bias is None and dropped:
+        bias = torch.zeros_like(affine.shift)
+    same = bias is None or (layer.bias is not None and torch.equal(bias, layer.bias.double()))
+    if bias is not None and not same:
+        found["bias"] = bias
+    return found
+
+
+def _affine(site: NormSite) -> Affine:
+    """What the norm does; a gamma that insert() set is 1, whatever the rounding of its root."""
+    affine = affine_of(site)
+    if site.gamma is None:
+        return affine
+    assert site.mean is not None
+    scale = torch.where(site.gamma.detach() == deviation(site.module), 1.0, affine.scale)
+    beta = 0.0 if site.beta is None else site.beta.detach().double()
+    return Affine(scale, beta - site.mean.double() * scale)
+
+
+def _check_weight(model: nn.Module, layer: nn.Module) -> None:
+    if type(layer) not in LAYERS or hasattr(layer, "parametrizations"):
+        raise _refused("its layer makes its weight from something else")
+    holders = [m for m in model.modules() if any(p is layer.weight for p in m._parameters.values())]
+    if len(holders) > 1:
+        raise _refused("its layer shares its weight with another")
+
+
+def _refused(reason: str) -> RefusedError:
+    return RefusedError(reason, "only= names others.")
