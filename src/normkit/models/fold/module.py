@@ -176,14 +176,18 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _watched(planned: Plan) -> list[str]:
-    """Layers whose outputs are the same before and after."""
-    return [
-        path
-        for fold in planned.folds
-        for path in (
-            [fold.site.name] if fold.direction == "before" else [n.target for n in fold.into]
-        )
-    ]
+    """For each changed layer the place behind which everything is as it was.
+
+    That is the layer itself, or the last of the norms that went into its outputs.
+    """
+    places: dict[str, str] = {}
+    for fold in planned.folds:
+        for node in fold.into:
+            if fold.direction == "before":
+                places[node.name] = fold.site.name
+            else:
+                places.setdefault(node.name, node.target)
+    return list(places.values())
 
 
 def _edits(model: nn.Module, planned: Plan) -> tuple[Edits, dict[str, str]]:

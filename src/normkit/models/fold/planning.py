@@ -13,7 +13,17 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
+from normkit.models.fold.algebra import Affine, Change, Layer, changed
+from normkit.models.fold.ends import (
+    LAYER_OPS,
+    Form,
+    called,
+    check_passage,
+    entered,
+    ranks_of,
+    spread,
+    usable,
+)
 from normkit.models.fold.passing import (
     Blocked,
     Layout,
@@ -27,22 +37,6 @@ from normkit.models.graph import Graph, Node
 from normkit.models.sites import NormSite
 
 __all__ = ["LAYER_OPS", "Fold", "Form", "Layers", "Plan", "plan"]
-
-#: What a norm can go into.
-LAYER_OPS = ("conv", "conv_transpose", "linear")
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a format adds to a NormSite.
-
-    Args:
-        axis: of the channels; -1 for the last.
-        tail: what the layer does behind the norm itself, such as ``"ReLU"``; "" for nothing.
-    """
-
-    axis: int = 1
-    tail: str = ""
 
 
 class Layers(Shapes, Protocol):
@@ -80,7 +74,7 @@ class Fold:
     direction: str
     through: tuple[Node, ...] = ()
     whole: bool = True
-    form: Form = Form()
+    form: Form = field(default_factory=Form)
 
     @property
     def tail(self) -> str:
@@ -123,6 +117,7 @@ class _Planner:
     def __init__(self, graph: Graph, layers: Layers) -> None:
         self.graph, self.layers = graph, layers
         self.plan = Plan()
+        self.order = {node.name: position for position, node in enumerate(graph)}
         self.gone: set[str] = set()  # nodes of norms of which nothing is left
         self.answers: set[str] = set()  # nodes that hold shapes and the like
         for node in graph:
@@ -147,7 +142,7 @@ class _Planner:
 
     def fold(self, site: NormSite) -> tuple[Fold, dict[str, Change]]:
         node = self.node_of(site)
-        affine = _affine(site)
+        affine = usable(site)
         form = self.layers.form(node, site)
         if isinstance(form, str):
             raise Blocked(form)
@@ -176,7 +171,7 @@ class _Planner:
     def layouts(self, node: Node, site: NormSite, form: Form) -> list[Layout]:
         """Where the norm's channels may be, the likeliest first."""
         shape = self.layers.shape(node.name) or self.layers.shape(node.inputs[0])
-        ranks = _ranks(site, form) if shape is None else (len(shape),)
+        ranks = ranks_of(site, form) if shape is None else (len(shape),)
         return [Layout(form.axis % rank, rank) for rank in ranks]
 
     def node_of(self, site: NormSite) -> Node:
@@ -219,9 +214,9 @@ class _Planner:
         end, way = self.way_back(norm.node)
         layer = self.layer(end)
         if layer.outputs != len(norm.affine.scale):
-            raise Blocked(f"{_name(end)} has {layer.outputs} output channels")
+            raise Blocked(f"{called(end)} has {layer.outputs} output channels for its own")
         passage = self.first(self.starts(end, layer), lambda start: self.led(start, way, norm))
-        _check_passage(passage, norm.affine)
+        check_passage(passage, norm.affine)
         change = Change(norm.affine, "outputs")
         self.check_weights(end, layer, change)
         return (end,), way, {end.name: change}
@@ -240,7 +235,7 @@ class _Planner:
             if node.op in _JOINS:
                 raise Blocked(f"several results come together there ({node.op})")
             if len(self.data(node)) != 1:
-                raise Blocked(f"{_name(node)} stands between")
+                raise Blocked(f"{called(node)} stands between")
             if node.name not in self.gone:
                 way.append(node)
 
@@ -278,13 +273,21 @@ class _Planner:
         for end, way, passage in found:
             layer = self.layer(end)
             if layer.opaque:
-                raise Blocked(f"{_name(end)} cannot change: {layer.opaque}")
-            change = Change(_spread(norm.affine, passage.layout, end, layer), "inputs")
-            _check_passage(_entered(passage, end, layer), norm.affine)
+                raise Blocked(f"{called(end)} cannot change: {layer.opaque}")
+            change = Change(spread(norm.affine, passage.layout, end, layer), "inputs")
+            check_passage(entered(passage, end, layer), norm.affine)
             self.check_weights(end, layer, change)
             changes[end.name] = change
             through |= dict.fromkeys(way)
+        self.check_aliases(norm.node, [end for end, _, _ in found])
         return tuple(end for end, _, _ in found), tuple(through), changes
+
+    def check_aliases(self, node: Node, ends: list[Node]) -> None:
+        """Without the norm, the layers see its input itself: nothing may write on it meanwhile."""
+        last = max(self.order[end.name] for end in ends)
+        for other in self.takers(self.graph[self.data(node)[0]]):
+            if _writes(other) and self.order[other.name] < last:
+                raise Blocked(f"{called(other)} changes its input in place")
 
     @staticmethod
     def first(layouts: Sequence[Layout], attempt: Callable[[Layout], T]) -> T:
@@ -307,9 +310,9 @@ class _Planner:
             if user.op in _JOINS:
                 raise Blocked(f"its result goes into another operation too ({user.op})")
             if len(self.data(user)) != 1:
-                raise Blocked(f"its result goes into {_name(user)}")
+                raise Blocked(f"its result goes into {called(user)}")
             if user.op == "conv_transpose":
-                raise Blocked(f"{_name(user)} is a transposed convolution")
+                raise Blocked(f"{called(user)} is a transposed convolution")
             if user.op in LAYER_OPS:
                 yield user, way, passage
             elif user.name in self.gone:
@@ -323,22 +326,22 @@ class _Planner:
     def layer(self, node: Node) -> Layer:
         calls = len(self.graph.calls(node.target))
         if calls > 1:
-            raise Blocked(f"{_name(node)} is called {calls} times")
+            raise Blocked(f"{called(node)} is called {calls} times")
         layer = node.obstacle or self.layers.layer(node)
         if isinstance(layer, str):
-            raise Blocked(f"{_name(node)} cannot change: {layer}")
+            raise Blocked(f"{called(node)} cannot change: {layer}")
         if not layer.weight.is_floating_point():
-            raise Blocked(f"{_name(node)} cannot change: its weights are {layer.weight.dtype}")
+            raise Blocked(f"{called(node)} cannot change: its weights are {layer.weight.dtype}")
         return layer
 
     def check_weights(self, node: Node, layer: Layer, change: Change) -> None:
         """The new weights are finite in the dtype in which they are kept."""
         if not _is_finite(layer, layer.weight.dtype):
-            raise Blocked(f"{_name(node)} has weights that are not finite")
+            raise Blocked(f"{called(node)} has weights that are not finite")
         new = changed(layer, [*self.plan.changes.get(node.name, ()), change])
         if not _is_finite(new, layer.weight.dtype):
             dtype = str(layer.weight.dtype).removeprefix("torch.")
-            raise Blocked(f"the weights of {_name(node)} would overflow in {dtype}")
+            raise Blocked(f"the weights of {called(node)} would overflow in {dtype}")
 
 
 T = TypeVar("T")
@@ -356,85 +359,12 @@ class _Norm:
     layouts: list[Layout]
 
 
-def _name(node: Node) -> str:
-    return node.target or node.function or node.name
+def _writes(node: Node) -> bool:
+    """Whether a call writes its result over its input."""
+    by_name = node.function.endswith("_") or node.function in ("iadd", "isub", "imul", "itruediv")
+    return by_name or bool(node.attributes.get("inplace"))
 
 
 def _is_finite(layer: Layer, dtype: torch.dtype) -> bool:
     kept = [layer.weight, *([] if layer.bias is None else [layer.bias])]
     return all(bool(t.to(dtype).isfinite().all()) for t in kept)
-
-
-def _affine(site: NormSite) -> Affine:
-    """The norm's scale and shift.
-
-    Raises:
-        Blocked: it has none that stay the same for every input, or unusable ones.
-    """
-    if site.kind == "other":
-        raise Blocked(f"{site.type_name} is no norm with a scale and a shift of its own")
-    if site.channels is None:
-        raise Blocked("it does not know its channels")
-    if site.uses_batch or (site.tracks and site.training and not site.frozen):
-        if site.tracks:
-            raise Blocked("it is in training mode: call eval() first")
-        raise Blocked("it keeps no running statistics: every batch is normalized with its own")
-    if not site.tracks and site.gamma is None and site.beta is None:
-        raise Blocked("it has neither gamma nor beta: there is nothing to fold")
-    if site.mean is not None and site.mean.dim() > 1:
-        raise Blocked("it keeps running statistics for more than one domain")
-    held = [t for t in (site.gamma, site.beta, site.mean, site.var) if t is not None]
-    if any(t.is_meta for t in held):
-        raise Blocked("its tensors are on the meta device, without values")
-    if not all(bool(t.isfinite().all()) for t in held):
-        raise Blocked("its tensors hold NaN or infinity")
-    if site.tracks:
-        assert site.var is not None
-        if bool((site.var < 0).any()) or bool((site.var + (site.eps or 0.0) <= 0).any()):
-            raise Blocked("its running variance is negative, or zero without eps")
-    affine = affine_of(site)
-    if any(len(v) != site.channels for v in (affine.scale, affine.shift)):
-        raise Blocked("its gamma or beta is not one value for each channel")
-    return affine
-
-
-def _ranks(site: NormSite, form: Form) -> Sequence[int]:
-    """How many axes its input may have, the likeliest first."""
-    if form.axis == -1:
-        return (3, 2, 4, 5)
-    if site.dims is not None and site.dims > 1:
-        return (site.dims + 2,)
-    return (2, 3) if site.dims == 1 else (4, 3, 2, 5)
-
-
-def _spread(affine: Affine, layout: Layout, node: Node, layer: Layer) -> Affine:
-    """A value for each of the layer's inputs."""
-    axis = layout.rank - 1 if node.op == "linear" else 1
-    if layout.axis != axis or (node.op == "conv" and layer.weight.dim() != layout.rank):
-        raise Blocked(f"the {node.op} there mixes another axis than that of the channels")
-    times = layer.inputs // (len(affine.scale) * (layout.outer or 1) * (layout.inner or 1))
-    outer = times if layout.outer is None else layout.outer
-    inner = times if layout.inner is None else layout.inner
-    if outer * inner * len(affine.scale) != layer.inputs:
-        raise Blocked(f"{_name(node)} has {layer.inputs} inputs for {len(affine.scale)} channels")
-    return affine.repeated(outer, inner)
-
-
-def _entered(passage: Passage, node: Node, layer: Layer) -> Passage:
-    """The passage through the layer's own padding."""
-    padding = node.attributes.get("padding", 0)
-    amounts = padding if isinstance(padding, (tuple, list)) else (padding,)
-    if padding == "same":
-        amounts = tuple(size - 1 for size in layer.weight.shape[2:])
-    zeros = node.attributes.get("padding_mode", "zeros") == "zeros"
-    if node.op == "linear" or not zeros or padding == "valid" or not any(amounts):
-        return passage
-    why = f"{_name(node)} pads with zeros, which a shift would not reach"
-    return Passage(passage.layout, passage.shift_stop or why, passage.order_stop)
-
-
-def _check_passage(passage: Passage, affine: Affine) -> None:
-    if passage.shift_stop and affine.has_shift:
-        raise Blocked(passage.shift_stop)
-    if passage.order_stop and not affine.keeps_order:
-        raise Blocked(passage.order_stop)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
-from normkit.models.fold.planning import Form
+from normkit.models.fold.ends import Form
 from normkit.models.fold.replacing import set_tensor
 from normkit.models.sites import NormSite
 

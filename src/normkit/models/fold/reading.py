@@ -12,7 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from normkit.errors import DTypeError, ModelError
 from normkit.models.fold.algebra import Layer
-from normkit.models.fold.planning import LAYER_OPS, Form, Plan, plan
+from normkit.models.fold.ends import LAYER_OPS, Form
+from normkit.models.fold.planning import Plan, plan
 from normkit.models.fold.probing import form_of, scales_with_weights
 from normkit.models.graph import Graph, Node
 from normkit.models.sites import NormSite, find_sites

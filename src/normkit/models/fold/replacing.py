@@ -37,7 +37,7 @@ class Edits:
 
     def replace(self, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         """Another module wherever the model has this one."""
-        new.training = old.training
+        self.attribute(new, "training", old.training)
         for parent in model.modules():
             for name, child in parent._modules.items():
                 if child is old:
