@@ -90,19 +90,22 @@ def _read_torch(path: Path, content: str) -> Any:
         raise damaged(path, "a PyTorch checkpoint", _said(error)) from error
 
 
-def read_weights_only(path: Path, source: Any, *, mmap: bool = False, part: str = "") -> Any:
+def read_weights_only(
+    path: Path, source: Any, *, mmap: bool = False, part: str = "", device: str | None = "cpu"
+) -> Any:
     """``torch.load`` that can build nothing but tensors and plain values.
 
     Args:
         path: the file, for the error.
         source: what is read.
         part: of the file, where it is not the whole.
+        device: where the tensors go; None for where they were saved.
 
     Raises:
         FileError: the pickle asks for something else; the message names it.
     """
     try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(source, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         asked = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
         if not asked:

@@ -182,7 +182,10 @@ def _zip_content(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            starts = [entry.header_offset for entry in archive.infolist()]
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return "broken zip"
+    if starts and min(starts) > 0:  # what was found is an archive within this one
         return "broken zip"
     inner = {name.partition("/")[2] for name in names}
     if "archive_format" in inner or "serialized_exported_program.json" in names:

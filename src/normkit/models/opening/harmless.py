@@ -1,9 +1,9 @@
 """The strings of an exported program that PyTorch evaluates, resolves or writes into source code.
 
-``torch.export.load`` hands expressions to ``sympy.sympify`` and guards to ``exec``, looks operators
-up by ``getattr``, imports modules that tree specs name, and the graph's own ``forward`` is source
-code made of the names in the file. Each function here returns what is wrong with such a string, in
-a few words, or "" where it can do nothing but what it should.
+``torch.export.load`` hands expressions to ``sympy.sympify``, which is an ``eval``, and imports
+modules that tree specs name. The program's module compiles source code that is made of guards,
+inputs' names and stored strings. Each function here returns what is wrong with such a string, in a
+few words, or "" where it can do nothing but what it should.
 """
 
 from __future__ import annotations
@@ -169,8 +169,9 @@ class _Guard(_Check):
         known = isinstance(function, ast.Name) and function.id in self.functions
         if isinstance(function, ast.Attribute):
             owner = function.value
-            if isinstance(owner, ast.Name) and owner.id == "math":
-                known = f"math.{function.attr}" in _MATH
+            if isinstance(owner, ast.Name) and owner.id in ("math", "torch"):
+                full = f"{owner.id}.{function.attr}"
+                known = full in _MATH or _SYMBOLIC.fullmatch(full) is not None
             else:
                 known = function.attr in self.methods
                 self.visit(owner)

@@ -31,9 +31,10 @@ _AS_CODE = (
     "package.module:function, with a function that returns the model, or the program that "
     "torch.export.load gives."
 )
-_JSON = re.compile(r"models/[\w.-]+\.json")
-_PAYLOADS = re.compile(r"data/(weights|constants)/[\w.-]+_config\.json")
-_PICKLES = re.compile(r"data/(weights|constants|sample_inputs)/[\w.-]+\.pt")
+# PyTorch's reader finds a record whatever the case of its name.
+_JSON = re.compile(r"models/[\w.-]+\.json", re.IGNORECASE)
+_PAYLOADS = re.compile(r"data/(weights|constants)/[\w.-]+_config\.json", re.IGNORECASE)
+_PICKLES = re.compile(r"data/(weights|constants|sample_inputs)/[\w.-]+\.pt", re.IGNORECASE)
 _RAW = re.compile(r"(weight|tensor)_\d+")
 
 
@@ -64,10 +65,13 @@ class _Examination:
 
     def archive(self, reader: Any) -> None:
         """The format since PyTorch 2.8."""
+        if len({record.lower() for record in self.records}) < len(self.records):
+            raise damaged(self.path, "a program of torch.export", "two records have one name")
         for record in self.records:
-            if record.startswith("data/aotinductor/"):
+            folder = record.lower()
+            if folder.startswith("data/aotinductor/"):
                 self.refuse(Fault(record, "a compiled library", "it is machine code"))
-            elif record.startswith("models/"):
+            elif folder.startswith("models/"):
                 if not _JSON.fullmatch(record):
                     self.refuse(Fault(record, "a record", "it is no model's JSON"))
                 self.check("ExportedProgram", record)
@@ -96,9 +100,9 @@ class _Examination:
             inside = f"{folder}/{file}"
             if inside not in self.records:
                 raise damaged(self.path, "a program of torch.export", f"{inside} is missing")
-            if meta["use_pickle"]:
-                self.pickle(inside)
-            elif not self.size(inside, reader) and _elements(meta["tensor_meta"]):
+            if meta["use_pickle"]:  # torch.export.save does so for tensors of other classes only
+                self.refuse(Fault(place, inside, "PyTorch unpickles it without a check"))
+            if not self.size(inside, reader) and _elements(meta["tensor_meta"]):
                 raise damaged(self.path, "a program of torch.export", f"{inside} is empty")
 
     def size(self, record: str, reader: Any) -> int:
@@ -123,12 +127,13 @@ class _Examination:
         if not content:
             return
         try:
-            read_weights_only(self.path, io.BytesIO(content), part=record)
+            # Just as PyTorch will ask, device and all: where that fails, it unpickles everything.
+            read_weights_only(self.path, io.BytesIO(content), part=record, device=None)
         except FileError:
             raise
         except Exception as error:  # whatever a broken stream leads the unpickler to
-            said = f"{record} cannot be read as weights ({type(error).__name__})"
-            self.refuse(Fault(record, said, "PyTorch would then unpickle it without a check"))
+            said = f"a pickle that cannot be read as weights ({' '.join(str(error).split())[:120]})"
+            self.refuse(Fault(record, said, "PyTorch would unpickle it without a check"))
 
     def refuse(self, fault: Fault) -> None:
         raise FileError(

@@ -1,8 +1,8 @@
 """The JSON of an exported program checked against PyTorch's own schema of it, value by value.
 
-PyTorch trusts the JSON: a list where text should be goes on into sympy as readily as text. So every
-value must have the type that the schema gives it, and those that PyTorch evaluates, imports or
-writes into source code must be harmless.
+PyTorch checks few of the values' types, and none of what they hold. Here every value must have the
+type that the schema gives it, and those that PyTorch evaluates, imports or writes into source code
+must be harmless.
 """
 
 from __future__ import annotations
@@ -112,19 +112,17 @@ def _is_value(kind: Any, data: Any) -> bool:
 
 
 def _each(check: Callable[[Any], str]) -> Callable[[Any], str]:
-    return lambda values: next(filter(None, map(check, values)), "")
+    """The first fault among several values, and which of them has it."""
+
+    def check_all(values: Any) -> str:
+        faults = ((value, check(value)) for value in values)
+        return next((f"in {value!r:.60}, {why}" for value, why in faults if why), "")
+
+    return check_all
 
 
 def _optional_name(text: Any) -> str:
     return harmless.identifier(text) if text else ""
-
-
-def _keys(values: dict[Any, Any]) -> str:
-    return next(filter(None, map(harmless.plain_text, values)), "")
-
-
-def _symbols(values: dict[Any, Any]) -> str:
-    return next(filter(None, map(harmless.expression, values)), "")
 
 
 def _inputs(arguments: Any) -> str:
@@ -147,7 +145,7 @@ _SYMBOLIC = ("SymIntArgument", "SymFloatArgument", "SymBoolArgument")
 _CHECKS: dict[tuple[str, str], Callable[[Any], str]] = {
     ("SymExpr", "expr_str"): harmless.expression,
     ("ExportedProgram", "guards_code"): _each(harmless.guard),
-    ("ExportedProgram", "range_constraints"): _symbols,
+    ("ExportedProgram", "range_constraints"): _each(harmless.expression),
     ("Node", "target"): harmless.operator,
     ("Argument", "as_operator"): harmless.operator,
     ("Node", "name"): _optional_name,
@@ -168,5 +166,5 @@ _CHECKS: dict[tuple[str, str], Callable[[Any], str]] = {
     ("ModuleCallSignature", "in_spec"): harmless.tree,
     ("ModuleCallSignature", "out_spec"): harmless.tree,
     ("ModuleCallSignature", "forward_arg_names"): _each(harmless.identifier),
-    ("PayloadConfig", "config"): _keys,
+    ("PayloadConfig", "config"): _each(harmless.plain_text),
 }
