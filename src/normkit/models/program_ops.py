@@ -109,6 +109,14 @@ def is_inplace(node: fx.Node) -> bool:
     return any(a.alias_info is not None and a.alias_info.is_write for a in first)
 
 
+def is_alias(node: fx.Node) -> bool:
+    """Whether a call's result may be its first argument's memory."""
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+        return False
+    first = node.target._schema.arguments[:1]
+    return isinstance(node.args[0], fx.Node) and any(a.alias_info is not None for a in first)
+
+
 def is_aten(node: fx.Node) -> bool:
     """Whether it calls one of PyTorch's own operators."""
     target = node.target

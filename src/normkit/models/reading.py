@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
+from math import isqrt
 from typing import Any
 
 from normkit.models.graph import Graph
 from normkit.models.sites import NormSite
 
-__all__ = ["Call", "Reading", "Stored"]
+__all__ = ["Call", "Reading", "StandIns", "Stored"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,3 +51,26 @@ class Reading:
     graph: Graph
     sites: list[NormSite]
     calls: dict[str, Call] = field(repr=False)
+
+
+class StandIns:
+    """A number for each size that may vary, unlike any that a model has, so that sizes compare.
+
+    >>> numbers = StandIns()
+    >>> numbers("batch") == numbers("batch"), numbers("batch") == numbers("length")
+    (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def __call__(self, name: str) -> int:
+        """A prime of its own for each name."""
+        if name not in self._known:
+            last = max(self._known.values(), default=1_000_000)
+            self._known[name] = next(n for n in count(last + 1) if _is_prime(n))
+        return self._known[name]
+
+
+def _is_prime(number: int) -> bool:
+    return all(number % divisor for divisor in range(2, isqrt(number) + 1))
