@@ -283,7 +283,7 @@ def fresh(name):
 # --- training -------------------------------------------------------------------------------------
 
 
-def fit(model, epochs=8, rate=1e-2, *, size=BATCH, augment=None, schedule=True, seed=0, order=None):
+def fit(model, epochs=5, rate=1e-2, *, size=BATCH, augment=None, schedule=True, seed=0, order=None):
     """Train in place on the digits; ``augment(images)``; ``order(labels)`` arranges an epoch."""
     x, y = digits()
     with torch.random.fork_rng():

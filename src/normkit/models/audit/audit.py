@@ -116,8 +116,10 @@ def _gather(model: Any, configuration: Configuration) -> tuple[Evidence, str]:
 
 def _of_module(model: nn.Module, configuration: Configuration) -> Evidence:
     model = _inside(model)
-    if configuration.averaged is None and isinstance(model, AveragedModel):
-        configuration = replace(configuration, averaged=int(model.n_averaged) > 1)
+    if isinstance(model, AveragedModel):
+        if configuration.averaged is None:
+            configuration = replace(configuration, averaged=int(model.n_averaged) > 1)
+        model = _inside(model.module)
     named = [*model.named_parameters(remove_duplicate=False),
              *model.named_buffers(remove_duplicate=False)]  # fmt: skip
     tensors = {name: tensor for name, tensor in named if not is_lazy(tensor)}

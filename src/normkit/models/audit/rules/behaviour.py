@@ -74,7 +74,7 @@ def correlated_batches(self: Rule, evidence: Evidence) -> Findings:
     if labels.entropy >= min(MIXED * expected, expected - 5 * doubt):
         return
     harmed = evidence.study is not None and evidence.study.samples >= SAMPLES
-    harmed = harmed and any(True for _ in stale_layers(evidence))
+    harmed = harmed and bool(stale_layers(evidence))
     yield self.finding(
         "",
         f"entropy of the labels in a batch {labels.entropy:.2f} nats, of mixed batches "

@@ -25,6 +25,9 @@ Findings = Iterator[Finding]
 #: layer's own fault. Models in the middle of their training stay below 0.2, trained ones below 0.1
 #: where the training data was augmented and the audited is not, and below 0.02 where it was not.
 STALE, OWN = 0.2, 0.1
+#: Divergence at which a single channel of a wide layer counts: a mean that is off by six standard
+#: deviations.
+ALONE = 20.0
 #: Divergence that is wrong rather than costly.
 WRONG = 1.0
 #: A divergence has to be so many times what chance makes of it.
@@ -44,7 +47,7 @@ _BATCH = 16  # samples in a training batch, where the user does not say
     "so that what follows sees values that it was not trained on.",
     yields_to=(
         "bad-buffers", "never-tracked", "momentum", "low-precision-buffers", "averaged-weights",
-        "dropout-upstream", "shared-across-domains", "correlated-batches",
+        "constant-channel", "dropout-upstream", "shared-across-domains", "correlated-batches",
     ),
 )  # fmt: skip
 def stale_statistics(self: Rule, evidence: Evidence) -> Findings:
@@ -73,7 +76,7 @@ def averaged_weights(self: Rule, evidence: Evidence) -> Findings:
     if not evidence.configuration.averaged:
         return
     enough(evidence)
-    stale = list(stale_layers(evidence))
+    stale = stale_layers(evidence)
     if stale:
         worst = max(stale, key=lambda each: each.divergence)
         yield self.finding(
@@ -108,42 +111,61 @@ class Stale:
         )
 
 
-def stale_layers(evidence: Evidence) -> Iterator[Stale]:
+def stale_layers(evidence: Evidence) -> list[Stale]:
     """Layers whose statistics are off by themselves.
 
     Behind a stale layer all others see an input that they do not know. A layer whose statistics fit
-    once the layers before it normalize properly is not to blame, unless none is.
+    once the layers before it normalize properly is not to blame; if none is, the one that comes
+    nearest to it.
     """
-    found: list[tuple[Stale, bool]] = []
+    found, to_blame, nearest = [], [], None
     for site, seen in comparable(evidence):
-        stale = _stale(evidence, site, seen.input, STALE)
+        drift = running_drift(evidence, site, seen.input)
+        own = running_drift(evidence, site, seen.in_training or seen.input)
+        stale = _stale(site, drift, STALE)
         if stale is not None:
-            own = seen.in_training
-            to_blame = own is None or _stale(evidence, site, own, OWN) is not None
-            found.append((stale, to_blame))
-    if found and not any(to_blame for _, to_blame in found):
-        found[0] = (found[0][0], True)
-    return (stale for stale, to_blame in found if to_blame)
+            found.append(stale)
+            if _stale(site, own, OWN) is not None:
+                to_blame.append(stale)
+        near = _nearest(site, own)
+        if near is not None and (nearest is None or near.divergence > nearest.divergence):
+            nearest = near
+    if not found or to_blame:
+        return to_blame
+    return [found[0] if nearest is None else nearest]
 
 
-def _stale(
-    evidence: Evidence, site: NormSite, seen: Spread | None, threshold: float
-) -> Stale | None:
-    drift = None if seen is None else running_drift(evidence, site, seen)
+def _stale(site: NormSite, drift: Drift | None, threshold: float) -> Stale | None:
+    """Where many channels are off by the threshold, or one by far."""
     if drift is None:
         return None
     over = drift.divergence > torch.clamp(CHANCE * drift.chance, min=threshold)
-    needed = many(len(over))
-    if int(over.sum()) < needed:
+    if not bool(over.any()):
         return None
-    reached = float(drift.divergence[over].topk(needed).values[-1])
-    return Stale(site, drift, reached, threshold, channels_where(over))
+    needed = many(len(over))
+    if int(over.sum()) >= needed:
+        reached = float(drift.divergence[over].topk(needed).values[-1])
+        return Stale(site, drift, reached, threshold, channels_where(over))
+    far = over & (drift.divergence > ALONE)
+    if not bool(far.any()):
+        return None
+    return Stale(site, drift, float(drift.divergence[far].max()), ALONE, channels_where(far))
 
 
-def running_drift(evidence: Evidence, site: NormSite, seen: Spread) -> Drift | None:
+def _nearest(site: NormSite, drift: Drift | None) -> Stale | None:
+    """The channels that chance does not explain, however few."""
+    if drift is None:
+        return None
+    over = drift.divergence > torch.clamp(CHANCE * drift.chance, min=OWN)
+    if not bool(over.any()):
+        return None
+    return Stale(site, drift, float(drift.divergence[over].max()), OWN, channels_where(over))
+
+
+def running_drift(evidence: Evidence, site: NormSite, seen: Spread | None) -> Drift | None:
     """What a layer saw against its running statistics; None where these are not numbers."""
     mean, var = numbers(site.mean), numbers(site.var)
-    if mean is None or var is None or mean.shape != seen.elements.mean.shape:
+    if seen is None or mean is None or var is None or mean.shape != seen.elements.mean.shape:
         return None
     if not bool(mean.isfinite().all() & var.isfinite().all() & seen.elements.m2.isfinite().all()):
         return None
@@ -205,7 +227,10 @@ def dropout_upstream(self: Rule, evidence: Evidence) -> Findings:
         drift = running_drift(evidence, site, spread)
         if drift is None:
             continue
-        ratio, doubt = float(drift.ratio.median()), float((4 * drift.chance.median()).sqrt())
+        # A channel's log variance may be off by the root of four times its divergence by chance;
+        # the median of many by less, but not for ever so many: they come from the same samples.
+        doubt = float((4 * drift.chance.median() / min(len(drift.ratio), 16)).sqrt())
+        ratio = float(drift.ratio.median())
         if ratio < NARROWED - 2 * doubt:
             names = ", ".join(node.target or node.name for node in sources.values())
             yield self.finding(
@@ -313,7 +338,7 @@ def _farthest(
     severity="warning",
     why="A channel that never changes carries nothing, costs time, and eps alone keeps the norm "
     "from dividing by zero.",
-    yields_to=("bad-buffers", "prunable-channels", "single-element-group"),
+    yields_to=("bad-buffers", "eps-dominates", "prunable-channels", "single-element-group"),
 )
 def constant_channel(self: Rule, evidence: Evidence) -> Findings:
     """Channels without variance, and channels that the ReLU behind the norm never lets through."""
