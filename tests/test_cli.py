@@ -110,7 +110,8 @@ def test_audit_finds_stale_statistics_in_weights_and_data(run, weights, tmp_path
     assert "stale-statistics" in out
     assert "recalibrate" in out
     assert "stale-statistics" in report.read_text()
-    assert run(*words, "--ignore", "stale-statistics", "--ignore", "train-eval-gap")[0] == 0
+    assert run(*words, "--ignore", "stale-statistics")[0] == 0
+    assert "no such rule" in run(*words, "--ignore", "stale-statistic")[2].lower()
 
 
 def test_audit_as_json(run, weights):
@@ -132,6 +133,8 @@ def test_audit_of_a_checkpoint_alone(run, weights):
     status, out, _ = run("audit", weights, "--fail-on", "error")
     assert status == 0
     assert "Could not look" in out
+    assert "pass --train-batch" in out
+    assert "batch_size=" not in out
 
 
 def test_audit_of_a_checkpoint_with_nan_buffers(run, tmp_path):

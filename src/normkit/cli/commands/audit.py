@@ -101,5 +101,20 @@ def command(
     if as_json:
         print_json(report.to_dict())
     else:
-        typer.echo(report.table())
+        typer.echo(_in_options(report.table()))
     raise typer.Exit(report.exit_status(fail_on.value))
+
+
+def _in_options(words: str) -> str:
+    """A report that speaks of Python's arguments, in those of the command."""
+    for argument, option in _OPTIONS.items():
+        words = words.replace(f"{argument}=", option)
+    return words
+
+
+_OPTIONS = {
+    "data": "--data", "batch_size": "--train-batch", "dataset_size": "--train-size",
+    "drop_last": "--drop-last", "world_size": "--ranks",
+    "broadcast_buffers": "--broadcast-buffers", "accumulate": "--accumulate",
+    "averaged": "--averaged",
+}  # fmt: skip
