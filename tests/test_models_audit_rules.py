@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: E402, N812 - its usual name
 
 import normkit.torch as nt  # noqa: E402
 from model_structures import STRUCTURES, conv_norm, structure  # noqa: E402
-from model_zoo import BUILDERS, NAMES, digits, fresh, trained  # noqa: E402
+from model_zoo import NAMES, batches, digits, fit, fresh, trained  # noqa: E402
 from normkit.models.audit import Configuration, Evidence, audit  # noqa: E402
 from normkit.models.audit.audit import run_rules  # noqa: E402
 from normkit.models.audit.rules import RULES  # noqa: E402
@@ -356,7 +356,10 @@ def test_momentum_leaves_the_first_values(name):
     found = findings(model)
     assert {f.rule for f in found} == {"momentum"}
     assert all(f.value == pytest.approx(0.9**3) for f in found)
-    assert all("73% > 1% of the first values is left after 3 batches" in f.measured for f in found)
+    assert all(
+        "73% > 1% of the first values, 0 and 1, is left after 3 batches" in f.measured
+        for f in found
+    )
     # Statistics measured afresh, by as few batches, are right and have nothing of 0 and 1 in them.
     torch.optim.swa_utils.update_bn(digits()[0].split(600), model)
     model.eval()
@@ -785,4 +788,80 @@ def test_settings_do_not_matter_without_batch_norm(name):
 def test_the_configuration_can_come_as_a_value():
     known = Configuration(batch_size=4)
     only(fresh("residual"), "small-batch", [""], configuration=known)
-    assert set(NAMES) == set(BUILDERS)
+
+
+# --- with data ------------------------------------------------------------------------------------
+
+
+def settle(model):
+    """Statistics that fit what a plant has changed further up."""
+    torch.optim.swa_utils.update_bn(digits()[0].split(300), model)
+    return model.eval()
+
+
+def shrunk(name):
+    """Weights so small that eps drowns what they make."""
+    model = trained(name)
+    site = first_norm(model)
+    norm, before = layers(model)[site], model[int(site) - 1]
+    scale = (1e-2 * norm.eps / norm.running_var).sqrt()
+    with torch.no_grad():
+        before.weight.mul_(scale.reshape(-1, *[1] * (before.weight.dim() - 1)))
+    return settle(model), "eps-dominates", [site]
+
+
+def faded(name):
+    model = trained(name)
+    site = list(layers(model))[1]
+    with torch.no_grad():
+        layers(model)[site].weight[2] *= 1e-6
+    return settle(model), "prunable-channels", [site]
+
+
+def biased(name):
+    model = trained(name)
+    sites = give_biases(model)
+    return settle(model), "redundant-bias", sites
+
+
+def reset(name):
+    model = trained(name)
+    for norm in layers(model).values():
+        norm.reset_running_stats()
+    return model, "never-tracked", batch_norms(model)
+
+
+def damaged(name):
+    model = trained(name)
+    site = batch_norms(model)[1]
+    layers(model)[site].running_var[3] = float("nan")
+    return model, "bad-buffers", [site]
+
+
+def still(name):
+    model = trained(name).train()
+    site = first_norm(model)
+    layers(model)[site].requires_grad_(False)
+    return model, "half-frozen", [site]
+
+
+def hasty(name):
+    model = fit(fresh(name), epochs=1, size=600)
+    return model, "momentum", batch_norms(model)
+
+
+PLANTS = [
+    (shrunk, "convolutional"), (shrunk, "dense"), (shrunk, "normkit"),
+    (faded, "convolutional"), (faded, "residual"), (faded, "instance norm"),
+    (biased, "convolutional"), (biased, "dense"), (biased, "sequence"),
+    (reset, "convolutional"), (reset, "residual"), (reset, "dense"),
+    (damaged, "convolutional"), (damaged, "residual"), (damaged, "dense"),
+    (still, "convolutional"), (still, "residual"), (still, "dense"),
+    (hasty, "convolutional"), (hasty, "residual"), (hasty, "mobile"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "name"), PLANTS)
+def test_data_do_not_make_the_rules_say_more(plant, name):
+    model, rule, sites = plant(name)
+    only(model, rule, sites, data=batches())

@@ -22,6 +22,7 @@ __all__ = [
     "listed",
     "moving",
     "named",
+    "never_moves",
     "numbers",
     "option",
     "positions",
@@ -112,6 +113,14 @@ def moving(sites: Iterable[NormSite]) -> list[NormSite]:
 def learns_statistics(site: NormSite) -> bool:
     """Whether batches move its running statistics in training mode."""
     return site.kind in ("batch", "instance") and site.tracks and not site.frozen
+
+
+def never_moves(site: NormSite) -> bool:
+    """Whether its momentum of 0 keeps batches from moving the running statistics.
+
+    A program that was exported for inference has 0 also where there was a cumulative average.
+    """
+    return site.momentum == 0 and (site.module is not None or site.training)
 
 
 def samples_in_a_set(site: NormSite, samples: int, world_size: int | None) -> int | None:

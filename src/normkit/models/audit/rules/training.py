@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 
@@ -19,6 +18,7 @@ from normkit.models.audit.rules.sets import (
     learns_statistics,
     moving,
     named,
+    never_moves,
     numbers,
     option,
     positions,
@@ -43,20 +43,14 @@ INFLATED = 21  # elements below which n / (n - 1) is more than 1.05
 )
 def small_batch(self: Rule, evidence: Evidence) -> Findings:
     """Fewer than 8 samples, or than 16 elements a channel, behind a batch's statistics."""
-    few = [s for s in moving(evidence.sites) if (_samples(evidence, s) or SAMPLES) < SAMPLES
-           and not _is_single(evidence, s, _samples(evidence, s))]  # fmt: skip
-    if few:
-        least = min(_samples(evidence, site) or SAMPLES for site in few)
-        yield self.finding(
-            few[0].name if len(few) == 1 else "",
-            f"statistics over {least} sample{'s' if least > 1 else ''} < {SAMPLES} in {named(few)}",
-            _larger_sets(evidence.configuration),
-            value=float(least),
-            threshold=float(SAMPLES),
-        )
+    few = {}
     for site in moving(evidence.sites):
-        elements = _elements(evidence, site)
-        if elements is not None and elements < ELEMENTS and (_samples(evidence, site) or 0) >= 8:
+        samples, elements = _samples(evidence, site), _elements(evidence, site)
+        if samples is None or _is_single(evidence, site, samples):
+            continue
+        if samples < SAMPLES:
+            few[site] = samples
+        elif elements is not None and elements < ELEMENTS:
             yield self.finding(
                 site.name,
                 f"statistics over {elements:.0f} elements a channel < {ELEMENTS}",
@@ -64,6 +58,15 @@ def small_batch(self: Rule, evidence: Evidence) -> Findings:
                 value=elements,
                 threshold=float(ELEMENTS),
             )
+    if few:
+        least = min(few.values())
+        yield self.finding(
+            "" if len(few) > 1 else next(iter(few)).name,
+            f"statistics over {_count(least, 'sample')} < {SAMPLES} in {named(list(few))}",
+            _larger_sets(evidence.configuration),
+            value=float(least),
+            threshold=float(SAMPLES),
+        )
 
 
 def _samples(evidence: Evidence, site: NormSite) -> int | None:
@@ -207,36 +210,48 @@ def momentum(self: Rule, evidence: Evidence) -> Findings:
              and option(s, "running") in (None, "ema")]  # fmt: skip
     began = _beginners(evidence, sites)
     for site in sites:
-        weight, name = site.momentum or 0.0, site.name
-        more: dict[str, Any] = {"value": weight}
-        if weight == 0:
-            said = "momentum 0: batches never move the running statistics"
+        weight = site.momentum or 0.0
+        setting = f"model.get_submodule({site.name!r}).momentum"
+        if never_moves(site):
             fresh = is_initial(site)
-            repair = f"model.get_submodule({name!r}).momentum = 0.1"
-            repair += ", then normkit.models.recalibrate(model, data)" if fresh else (
-                ", or normkit.models.freeze(model) if they should stand still")  # fmt: skip
-            more["severity"] = "error" if fresh else self.severity
-        elif not 0 < weight <= 1:
-            said = f"momentum {weight:g} is not between 0 and 1: the statistics diverge"
-            repair = f"model.get_submodule({name!r}).momentum = 0.1"
-            more["severity"] = "error"
+            yield self.finding(
+                site.name,
+                "momentum 0: batches never move the running statistics",
+                f"{setting} = 0.1, then normkit.models.recalibrate(model, data)" if fresh else
+                f"{setting} = 0.1, or normkit.models.freeze(model) if they should stand still",
+                severity="error" if fresh else self.severity,
+                value=0.0,
+            )  # fmt: skip
+        elif not 0 <= weight <= 1:
+            yield self.finding(
+                site.name,
+                f"momentum {weight:g} is not between 0 and 1: the statistics diverge",
+                f"{setting} = 0.1, then normkit.models.recalibrate(model, data)",
+                severity="error",
+                value=weight,
+            )
         elif weight >= FLIPPED:
             last = "the last batch alone" if weight == 1 else "little but the last batch"
-            said = f"momentum {weight:g} >= {FLIPPED}: {last} counts"
             usual = 0.1 if weight == 1 else 1 - weight
-            repair = f"model.get_submodule({name!r}).momentum = {usual:.2g} (Keras counts it from "
-            repair += "the other end), then normkit.models.recalibrate(model, data)"
-            more["threshold"] = FLIPPED
+            yield self.finding(
+                site.name,
+                f"momentum {weight:g} >= {FLIPPED}: {last} counts",
+                f"{setting} = {usual:.2g} (Keras counts it from the other end), "
+                "then normkit.models.recalibrate(model, data)",
+                value=weight,
+                threshold=FLIPPED,
+            )
         elif site in began:
             left = (1 - weight) ** (site.batches or 0)
-            said = f"{left:.0%} > {REMAINS:.0%} of the first values is left after "
-            said += f"{_count(site.batches or 0, 'batch' if site.batches == 1 else 'batche')} "
-            said += f"at momentum {weight:g}"
-            repair = "normkit.models.recalibrate(model, data)"
-            more = {"value": left, "threshold": REMAINS}
-        else:
-            continue
-        yield self.finding(name, said, repair, **more)
+            seen = "1 batch" if site.batches == 1 else f"{site.batches} batches"
+            yield self.finding(
+                site.name,
+                f"{left:.0%} > {REMAINS:.0%} of the first values, 0 and 1, is left after {seen} "
+                f"at momentum {weight:g}",
+                "normkit.models.recalibrate(model, data)",
+                value=left,
+                threshold=REMAINS,
+            )
 
 
 def _beginners(evidence: Evidence, sites: Sequence[NormSite]) -> list[NormSite]:

@@ -20,6 +20,7 @@ from normkit.models.audit.rules.sets import (
     learns_statistics,
     listed,
     named,
+    never_moves,
     numbers,
     option,
 )
@@ -92,7 +93,9 @@ def never_tracked(self: Rule, evidence: Evidence) -> Findings:
     )
     sites = [
         site for site in evidence.sites
-        if learns_statistics(site) and is_initial(site) and site.momentum != 0  # momentum's matter
+        if learns_statistics(site)
+        and is_initial(site)
+        and not never_moves(site)  # which the rule on momentum says
         and (_varies(site.beta) or (tracked and _varies(site.gamma)))
     ]  # fmt: skip
     if not tracked and _are_drawn(sites):
@@ -217,7 +220,7 @@ DOMINATED = 9.3  # var < 9.3 eps: the output's deviation is more than 5 % below 
     severity="warning",
     why="Where eps is not small beside the variance the layer does not normalize: "
     "its output shrinks with its input.",
-    yields_to=("bad-buffers", "low-precision-buffers", "constant-channel"),
+    yields_to=("bad-buffers", "low-precision-buffers"),
 )
 def eps_dominates(self: Rule, evidence: Evidence) -> Findings:
     """Variances that eps drowns; worth knowing at some channels, a warning at half of them."""
