@@ -116,5 +116,5 @@ _OPTIONS = {
     "data": "--data", "batch_size": "--train-batch", "dataset_size": "--train-size",
     "drop_last": "--drop-last", "world_size": "--ranks",
     "broadcast_buffers": "--broadcast-buffers", "accumulate": "--accumulate",
-    "averaged": "--averaged",
+    "averaged": "--averaged", "optimizer": "an optimizer (from Python only)",
 }  # fmt: skip
