@@ -51,10 +51,8 @@ def tensors_of_proto(proto: Any, name: str = "the model") -> dict[str, Tensor]:
     Raises:
         FileError: a tensor's bytes do not fit its shape.
     """
-    constants = {id(t): label for node in proto.graph.node for label, t in _constant(node)}
     result = {}
-    for tensor in _own_tensors(proto.graph):
-        label = constants.get(id(tensor), tensor.name)
+    for label, tensor in _named(proto.graph):
         try:
             value = _to_torch(tensor)
         except (ValueError, TypeError) as error:
@@ -69,18 +67,14 @@ def tensors_of_proto(proto: Any, name: str = "the model") -> dict[str, Tensor]:
     return result
 
 
-def _own_tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
+def _named(graph: Any) -> Iterator[tuple[str, Any]]:
+    for tensor in graph.initializer:
+        yield tensor.name, tensor
     for node in graph.node:
-        for _, tensor in _constant(node):
-            yield tensor
-
-
-def _constant(node: Any) -> Iterator[tuple[str, Any]]:
-    if node.op_type == "Constant" and node.output:
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                yield node.output[0], attribute.t
+        if node.op_type == "Constant" and node.output:
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    yield node.output[0], attribute.t
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -134,7 +128,7 @@ def _to_torch(tensor: Any) -> Tensor | None:
     if array.dtype.kind in "biufc":
         return torch.from_numpy(array.copy())  # to_array's may be read-only
     dtype = getattr(torch, array.dtype.name, None)  # bfloat16, float8_e4m3fn, ...
-    if isinstance(dtype, torch.dtype) and dtype.itemsize == array.dtype.itemsize:
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:  # torch.int4 is but a name
         whole = array.view(np.dtype(f"i{array.dtype.itemsize}"))
         return torch.from_numpy(whole.copy()).view(dtype)
     return torch.from_numpy(array.astype(np.float32))
