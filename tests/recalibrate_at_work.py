@@ -24,6 +24,7 @@ import torch.distributed as dist  # noqa: E402
 import normkit.torch as nt  # noqa: E402
 from normkit.errors import DataError, NonFiniteError, OptionError, SyncError  # noqa: E402
 from normkit.models.recalibrate import recalibrate  # noqa: E402
+from normkit.models.watch import watch  # noqa: E402
 from normkit.torch.merging import sync_statistics  # noqa: E402
 
 nn = torch.nn
@@ -136,6 +137,24 @@ def running_averages_have_no_order(rank):
         recalibrate(network(), batches(numbers(0, 20, 4)), "ema")
 
 
+def the_first_rank_watches(rank):
+    """And training goes on bit for bit as without."""
+    states, records = [], []
+    for every in (100, 1):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        run = nn.parallel.DistributedDataParallel(net)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with watch(run, every=every, show=False) as w:
+            for seed in range(3):
+                run(numbers(10 * rank + seed, 6, 4).float()).square().mean().backward()
+                optimizer.step()
+                records.append(w.step())
+        states.append(net.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert [r is not None for r in records[3:]] == [rank == 0] * 3
+
+
 def a_rank_that_dies(rank):
     """In the middle of its data."""
     group = dist.new_group(timeout=SHORT)
@@ -159,7 +178,7 @@ def a_rank_that_dies(rank):
 CHECKS = (
     unequal_and_empty_ranks_are_one_process, training_goes_on_from_what_all_have_in_common,
     each_rank_alone, a_model_in_ddp, an_error_on_one_rank_is_an_error_on_all, no_rank_has_data,
-    models_that_differ, running_averages_have_no_order, a_rank_that_dies,
+    models_that_differ, running_averages_have_no_order, the_first_rank_watches, a_rank_that_dies,
 )  # fmt: skip
 
 

@@ -239,10 +239,12 @@ def _module_at(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    """Whether hooks could tell, or make, a difference; those that only listen do not."""
     return any(
-        getattr(module, hooks, None)
+        not getattr(hook, "listens_only", False)
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks",
                       "_backward_pre_hooks")
+        for hook in (getattr(module, hooks, None) or {}).values()
     )  # fmt: skip
 
 

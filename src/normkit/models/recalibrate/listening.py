@@ -20,7 +20,7 @@ from normkit.norms import BatchNorm, InstanceNorm
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.statistics import merge_sets
 
-__all__ = ["Heard", "like", "listening", "measuring", "plain_model", "slot"]
+__all__ = ["Heard", "like", "listening", "measuring", "slot"]
 
 Tensor = torch.Tensor
 #: What a call of a norm brings: the site's name, the domain, the reading.
@@ -28,18 +28,6 @@ Heard = Callable[[str, int | None, Reading], None]
 _CHUNK = 1 << 18  # elements in float64 that stay in cache: 8 times as fast as all at once
 _NAMES = ("running_mean", "running_var")
 _OPTIONS = ("mask", "lengths", "input_activation", "domain")
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside wrappers of data parallelism and compilation."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def slot(module: nn.Module, name: str) -> dict[str, Any]:
