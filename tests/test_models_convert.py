@@ -156,6 +156,17 @@ def test_frozen_stands_still_in_training_and_thaws():
     assert not frozen[1].bias.requires_grad
 
 
+def test_layers_that_share_a_gamma_thaw():
+    model = net()
+    model[4].weight = model[1].weight
+    frozen = to(model, "frozen")
+    assert frozen[4].weight is frozen[1].weight
+    assert not frozen[1].weight.requires_grad
+    thawed = to(frozen, "batch")
+    assert thawed[1].weight is thawed[4].weight
+    assert thawed[1].weight.requires_grad
+
+
 @pytest.mark.parametrize("end", ["sync", "ghost", "renorm", "normkit"])
 def test_frozen_layers_stay_frozen(end):
     frozen = to(net(), "frozen")
@@ -777,7 +788,7 @@ def test_a_model_without_norms_says_so():
     convert(model, "sync", report=lines.append)
     assert lines == ["convert: nothing to do: there is no norm to convert"]
     lines.clear()
-    convert(net(), "batch", report=lines.append)
+    convert(net(), "batch", example=inputs(), report=lines.append)
     assert lines == ["convert: nothing to do: every norm is that already"]
 
 
@@ -786,7 +797,7 @@ def test_layers_that_are_left_are_named():
     convert(nn.ModuleDict({"one": Block()}), "ghost", ghost=4, report=lines.append)
     assert lines == [
         "convert: 2 BatchNorm2d → BatchNorm2d (ghost=4)",
-        "convert: left alone, as no batch norm: one.ln; only= takes them",
+        "convert: left alone: one.ln, no batch norm; only= takes such too",
     ]
 
 
@@ -894,6 +905,8 @@ def test_a_model_that_cannot_be_copied_is_converted_in_place():
     model.lock = __import__("threading").Lock()
     with pytest.raises(ModelError, match="inplace=True"):
         to(model, "sync")
+    with pytest.raises(ModelError, match="cannot be copied"):
+        to(model, "sync", inplace=True, example=inputs())
     assert type(to(model, "sync", inplace=True)[1]) is nn.SyncBatchNorm
 
 

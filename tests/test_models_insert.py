@@ -258,9 +258,38 @@ def test_what_cannot_be_taken_out():
     same_state(state(tied), values)
     spectral = copy.deepcopy(changed)
     nn.utils.parametrizations.weight_norm(spectral[0].layer)
-    with pytest.raises(ModelError, match="makes its weight from something else"):
+    with pytest.raises(ModelError, match="weight is parametrized"):
         taken(spectral)
     assert list(state(taken(spectral, only="3")))[-2:] == ["3.weight", "3.bias"]
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight / self.weight.std()
+        return self._conv_forward(x, weight, self.bias)
+
+
+class Renamed(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_layers_of_the_users_own(dtype):
+    x = draw(8, 3, 4, 4, dtype=dtype)
+    for kind in (Standardized, Renamed):
+        model = seeded(nn.Sequential(kind(3, 4, 3)), dtype)
+        fresh = quiet(model, "0", x)
+        same_state(state(taken(fresh, example=x)), state(model))  # no weight had to change
+        changed = trained(fresh, x)
+        with pytest.raises(ModelError, match=f"a {kind.__name__}, .*example= would tell"):
+            taken(changed)
+        if kind is Renamed:
+            tolerance = 1e-12 if dtype is torch.float64 else 1e-5
+            close(evaluated(taken(changed, example=x), x), evaluated(changed, x), tolerance)
+        else:
+            with pytest.raises(ModelError, match="does not do the same after remove"):
+                taken(changed, example=x)
 
 
 def test_only_some_are_taken_out():
@@ -607,7 +636,7 @@ def test_a_norm_that_is_taken_out_wrongly_is_found(monkeypatch):
         return removing.Affine(affine.scale * (1 + 1e-6), affine.shift)
 
     monkeypatch.setattr(removing, "_affine", spoiled)
-    with pytest.raises(ModelError, match="not do the same after remove"):
+    with pytest.raises(ModelError, match="does not do the same after remove"):
         taken(changed, example=x, inplace=True)
     same_state(state(changed), values)
 

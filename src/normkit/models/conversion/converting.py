@@ -117,7 +117,7 @@ def convert(
         trial = copied(model)
         planned = plan(trial)
         apply(planned.changes)
-        if example is not None:
+        if example is not None and planned.changes:
             lines.append(_verify(model, trial, example, planned))
         result = trial
     if inplace:
@@ -147,6 +147,7 @@ def _like(model: nn.Module) -> dict[str, Any]:
 class _Plan:
     """Changes that can be made, and layers that none is made to, with the reason."""
 
+    reason: str
     changes: list[Change] = field(default_factory=list)
     already: list[str] = field(default_factory=list)
     refused: list[tuple[str, RefusedError]] = field(default_factory=list)
@@ -164,7 +165,7 @@ class _Plan:
         for name, why in self.refused:
             lines.append(f"{name or 'the model itself'} is left as it was: {why}")
         if self.left:
-            lines.append(f"left alone, as no batch norm: {_listed(self.left)}; only= takes them")
+            lines.append(f"left alone: {_listed(self.left)}, {self.reason}")
         notes = dict.fromkeys(note for change in self.changes for note in change.notes)
         return [*lines, *notes]
 
@@ -179,7 +180,11 @@ def _listed(names: list[str]) -> str:
 
 
 def _plan(model: nn.Module, request: Request, only: Only | None, on_refused: str) -> _Plan:
-    plan, target = _Plan(), TARGETS[request.to]
+    target = TARGETS[request.to]
+    plan = _Plan(
+        "of classes that only one library has" if target.any_library
+        else "no batch norm; only= takes such too"
+    )  # fmt: skip
     names, sites = _names(model, only, target.means, plan)
     inside = {id(m.norm) for m in model.modules() if isinstance(m, NormAct)}
     for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from torch import nn
 
 from normkit.models.batches import Batch, call
 from normkit.models.conversion.catalogue import RefusedError
+from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import Source
 from normkit.models.graph import Graph, Node
 from normkit.models.tracing import trace
@@ -133,7 +133,7 @@ def _start(node: Node) -> Any:
 
 def _shapes(model: nn.Module, example: Any) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of what comes into each layer, by each of its names."""
-    trial = copy.deepcopy(model).eval()
+    trial = copied(model).eval()
     found: dict[str, list[tuple[int, ...]]] = {}
 
     def take(name: str, value: Any, output: Any) -> None:  # noqa: ARG001 - a hook's signature

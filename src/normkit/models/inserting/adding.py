@@ -110,7 +110,9 @@ def insert(
         return _with_norms(of, measured, kind, layers, drop_bias)
 
     trial = with_norms(trial)
-    words = compared("insert", model, trial, with_norms, batch, forward)
+    words = compared(
+        "insert", model, trial, lambda: (model, with_norms(copied(model).double())), batch, forward
+    )
     _check_reached(trial, names, batch, forward)
     result = with_norms(model) if inplace else trial
     for line in _lines(names, measured, biases, left):

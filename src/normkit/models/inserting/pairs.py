@@ -10,7 +10,7 @@ from torch import nn
 
 from normkit.errors import DTypeError, ModelError
 from normkit.models.batches import Batch, Forward
-from normkit.models.conversion.proof import copied, difference
+from normkit.models.conversion.proof import difference
 from normkit.models.sites import NormSite, site_of
 
 __all__ = [
@@ -85,23 +85,26 @@ def sayer(name: str, model: Any, report: Callable[[str], Any] | None) -> Callabl
 
 def compared(
     name: str,
-    model: nn.Module,
-    trial: nn.Module,
-    change: Callable[[nn.Module], nn.Module],
+    before: nn.Module,
+    after: nn.Module,
+    exact: Callable[[], tuple[nn.Module, nn.Module]],
     batch: Batch,
     forward: Forward | None = None,
 ) -> str:
-    """How far a model's outputs and those of its changed copy lie apart, in words.
+    """How far a model's outputs before and after a change lie apart, in words.
 
-    As the model is; and in float64, changed when it is that already: the change is told from the
-    rounding of what it stores.
+    Args:
+        name: of the function that changed it.
+        before, after: the models in their own dtype.
+        exact: gives both in float64, where what is stored is not rounded.
+        batch, forward: as of :func:`normkit.models.batches.call`.
 
     Raises:
         ModelError: further than rounding explains.
         DataError: the model does not take the batch.
     """
-    own = difference(model, trial, batch, forward, wide=False)
-    wide = difference(model, change(copied(model).double()), batch, forward)
+    own = difference(before, after, batch, forward, wide=False)
+    wide = difference(*exact(), batch, forward)
     found = {apart.dtype: apart for apart in (wide, own) if apart is not None}
     for apart in found.values():
         if not apart.is_rounding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -81,20 +80,36 @@ def remove(
     if not names:
         say("nothing to do: there is no norm of insert()'s")
         return model if inplace else copied(model)
-    trial = _without(copied(model), names) if example is not None or not inplace else model
+    tried = example is not None
+    trial = _without(copied(model), names, tried) if tried or not inplace else model
     words = "not verified; pass example=, an input of the model"
-    if example is not None:
-        apart = compared("remove", model, trial, partial(_without, names=names), as_batch(example))
+    if tried:
+        apart = compared("remove", model, trial, lambda: _exact(model, names), as_batch(example))
         words = f"verified in eval mode: {apart}"
-    result = _without(model, names) if inplace else trial
+    result = _without(model, names, tried) if inplace else trial
     where = "its layer" if len(names) == 1 else "their layers"
     say(f"{counted(len(names), 'norm')} taken into {where}: {listed(names)}")
     say(words)
     return result
 
 
-def _without(model: nn.Module, names: list[str]) -> nn.Module:
+def _exact(model: nn.Module, names: list[str]) -> tuple[nn.Module, nn.Module]:
+    """The model with and without the norms in float64, where an identity is one exactly."""
+    wide, pairs = copied(model).double(), pairs_of(model)
+    for name in names:
+        norm, new = pairs[name][0].norm, wide.get_submodule(f"{name}.norm".lstrip("."))
+        if norm.weight is not None:
+            unit = norm.weight == deviation(norm)
+            with torch.no_grad():
+                new.weight.copy_(torch.where(unit, deviation(new), new.weight))
+    return wide, _without(copied(wide), names, True)
+
+
+def _without(model: nn.Module, names: list[str], tried: bool) -> nn.Module:
     """The model with these norms taken into their layers.
+
+    Args:
+        tried: whether the result is compared on an input.
 
     Raises:
         ModelError: one of them cannot be.
@@ -106,7 +121,9 @@ def _without(model: nn.Module, names: list[str]) -> nn.Module:
         pair, site = pairs[name]
         try:
             _check_pair(pair, site)
-            new = _taken_in(model, pair.layer, site, vars(pair).get("dropped_bias", False))
+            new = _taken_in(pair, site)
+            if "weight" in new:
+                _check_weight(model, pair.layer, tried)
         except RefusedError as why:
             refused.append(f"{site.name}: {why}")
             continue
@@ -137,18 +154,17 @@ def _check_pair(pair: Any, site: NormSite) -> None:
         raise _refused("it has hooks, which would be lost")
 
 
-def _taken_in(model: nn.Module, layer: Any, site: NormSite, dropped: bool) -> dict[str, Tensor]:
+def _taken_in(pair: Any, site: NormSite) -> dict[str, Tensor]:
     """The weight and bias of the layer that change, in float64."""
-    affine = _affine(site)
+    layer, affine = pair.layer, _affine(site)
     groups = getattr(layer, "groups", 1)
     before = Layer(op_of(layer), layer.weight, layer.bias, groups)
     after = changed(before, [Change(affine, "outputs")])
     found = {}
     if bool((affine.scale != 1).any()):
-        _check_weight(model, layer)
         found["weight"] = after.weight
     bias = after.bias
-    if bias is None and dropped:
+    if bias is None and vars(pair).get("dropped_bias", False):
         bias = torch.zeros_like(affine.shift)
     same = bias is None or (layer.bias is not None and torch.equal(bias, layer.bias.double()))
     if bias is not None and not same:
@@ -167,9 +183,14 @@ def _affine(site: NormSite) -> Affine:
     return Affine(scale, beta - site.mean.double() * scale)
 
 
-def _check_weight(model: nn.Module, layer: nn.Module) -> None:
-    if type(layer) not in LAYERS or hasattr(layer, "parametrizations"):
-        raise _refused("its layer makes its weight from something else")
+def _check_weight(model: nn.Module, layer: nn.Module, tried: bool) -> None:
+    if hasattr(layer, "parametrizations"):
+        raise _refused("its layer's weight is parametrized")
+    if type(layer) not in LAYERS and not tried:
+        raise _refused(
+            f"its layer is a {type(layer).__name__}, which may make its weight from another; "
+            "example= would tell"
+        )
     holders = [m for m in model.modules() if any(p is layer.weight for p in m._parameters.values())]
     if len(holders) > 1:
         raise _refused("its layer shares its weight with another")
