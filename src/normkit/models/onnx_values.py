@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from normkit.errors import ModelError
 from normkit.extras import needed
 
-__all__ = ["Values", "attributes_of", "captured", "decimal", "taken", "tensor_of"]
+__all__ = ["Values", "attributes_of", "captured", "decimal", "rename", "taken", "tensor_of"]
 
 Tensor = torch.Tensor
 _LARGE = 4096  # elements: shapes do not depend on the content of more
@@ -193,6 +193,20 @@ def captured(node: Any) -> Iterator[str]:
             yield from (n for n in (*inner.input, *captured(inner)) if n and n not in inside)
             inside |= set(inner.output)
         yield from (o.name for o in graph.output if o.name not in inside)
+
+
+def rename(nodes: Iterable[Any], old: str, new: str) -> None:
+    """Another name for a value in nodes that make or take it, and in their own graphs."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+        for graph in _graphs(node):
+            rename(graph.node, old, new)
+            for output in graph.output:
+                if output.name == old:
+                    output.name = new
 
 
 def attributes_of(node: Any) -> dict[str, Any]:

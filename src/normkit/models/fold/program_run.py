@@ -147,7 +147,7 @@ def _redrawn(value: Any, generator: torch.Generator) -> Any:
 
 
 def _drawn(node: fx.Node, size: int, program: ExportedProgram, generator: torch.Generator) -> Any:
-    """An input of a placeholder's shape; sizes that may vary: 2 in the first place, else ``size``."""
+    """A placeholder's input; sizes that may vary are 2 in the first place, ``size`` elsewhere."""
     fake = node.meta.get("val")
     if not isinstance(fake, Tensor):
         return fake

@@ -22,7 +22,7 @@ class StoredLayers:
     Args:
         tensor: a stored tensor as torch.nn keeps it.
         sizes: the shape of a node's result, with a number for each size that may vary.
-        objection: why a norm's node is not to be removed, "" where it may be; None for no such reasons.
+        objection: why a norm's node is not to be removed; "" where it may be.
     """
 
     def __init__(

@@ -1,0 +1,244 @@
+"""Norms of an ONNX model folded away, with proof by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from normkit.errors import DataError, DTypeError, ModelError
+from normkit.extras import needed
+from normkit.models.fold.onnx_edit import edited
+from normkit.models.fold.onnx_run import Inputs, inputs_for, named, run, session_of
+from normkit.models.fold.planning import plan
+from normkit.models.fold.report import FoldReport, Verification, report_of
+from normkit.models.fold.stored import StoredLayers
+from normkit.models.graph import Node
+from normkit.models.onnx_graph import read_onnx_graph
+from normkit.models.onnx_values import tensor_of
+from normkit.models.racing import race
+from normkit.models.reading import StandIns, Stored
+
+__all__ = ["fold_onnx"]
+
+_NOISE = 30.0  # times what a change of the weights in their last digits does
+_LEAST, _MOST = 1e-6, 1e-3  # relative differences always and never allowed
+_HALF = 30.0  # times that in half precision
+
+
+def fold_onnx(
+    proto: Any, example: Any = None, *, tolerance: float | None = None, measure: bool = True
+) -> tuple[Any, FoldReport]:
+    """An ONNX model whose norms have gone into its layers, and what was done.
+
+    Opsets, inputs and outputs stay. Norms that an exporter wrote in small operators count too.
+
+    Args:
+        proto: an ``onnx.ModelProto`` with its external data loaded. It is not changed.
+        example: its input (an array or a tensor, a tuple of them in the order of its inputs, or a
+            dictionary by their names), on which onnxruntime runs both: results and the values in
+            which layers changed are compared. By default random inputs of the shapes that the model
+            says it takes.
+        tolerance: relative difference allowed; by default 30 times what other last digits of the
+            weights do, but at most 1e-3 (3e-2 in half precision).
+        measure: time both, as onnxruntime runs them by default, where it folds batch norms too.
+
+    Raises:
+        ModelError: the folded model does not do the same.
+        DataError: the model does not take the example.
+
+    >>> from onnx.parser import parse_model
+    >>> proto = parse_model('''<ir_version: 10, opset_import: ["" : 20]>
+    ...     net (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+    ...     <float[1, 1, 1, 1] w = {2}, float[1] g = {3}, float[1] b = {1}, float[1] v = {4}>
+    ...     { a = Conv(x, w)  y = BatchNormalization<epsilon = 0.0>(a, g, b, b, v) }''')
+    >>> folded, report = fold_onnx(proto, measure=False)
+    >>> [node.op_type for node in folded.graph.node], [t.name for t in folded.graph.initializer]
+    (['Conv'], ['w', 'w.bias'])
+    """
+    onnx = needed("onnx")
+    if not isinstance(proto, onnx.ModelProto):
+        raise DTypeError(
+            "fold_onnx() has no ONNX model",
+            received=type(proto).__name__,
+            expected="an onnx.ModelProto",
+            remedy="onnx.load(file) gives one.",
+        )
+    layers = _layers(proto)
+    planned = plan(layers.reading.graph, layers.reading.sites, layers)
+    before = _parameters(proto)
+    if not planned.folds:
+        nothing = Verification(why_not="nothing was folded")
+        return proto, report_of(planned, (before, before), nothing)
+    folded, same = edited(proto, layers, planned)
+    _check(proto, folded)
+    used, checked = _proved(proto, folded, same, example, tolerance)
+    if measure and used is not None:
+        seconds = _timed(proto, folded, used)
+        checked = replace(checked, seconds_before=seconds[0], seconds_after=seconds[1])
+    return folded, report_of(planned, (before, _parameters(folded)), checked)
+
+
+def _parameters(proto: Any) -> int:
+    floating = (1, 10, 11, 16)  # float, float16, double, bfloat16
+    tensors = [t for t in proto.graph.initializer if t.data_type in floating]
+    return sum(int(np.prod(t.dims)) for t in tensors)
+
+
+def _layers(proto: Any) -> StoredLayers:
+    number = StandIns()
+
+    def tensor(found: Stored) -> torch.Tensor:
+        return found.handle
+
+    def sizes(node: Node) -> tuple[int, ...] | None:
+        shape = node.attributes.get("shape")
+        if shape is None:
+            return None
+        return tuple(number(n) if isinstance(n, str) else n for n in shape)
+
+    return StoredLayers(read_onnx_graph(proto), tensor, sizes)
+
+
+def _check(before: Any, after: Any) -> None:
+    """The checker has nothing to say of the new model, unless it has of the old one."""
+    checker = needed("onnx").checker
+    if after.ByteSize() >= checker.MAXIMUM_PROTOBUF:
+        return
+    try:
+        checker.check_model(after)
+    except checker.ValidationError as error:
+        try:
+            checker.check_model(before)
+        except checker.ValidationError:
+            return
+        raise ModelError(
+            "The folded model is not valid",
+            received=str(error).splitlines()[0],
+            expected="a model that onnx.checker accepts",
+            remedy="Please report it, with the model if you can.",
+        ) from error
+
+
+# --- proof ----------------------------------------------------------------------------------------
+
+
+def _proved(
+    proto: Any, folded: Any, same: Mapping[str, str], example: Any, tolerance: float | None
+) -> tuple[Inputs | None, Verification]:
+    try:
+        used, want = _first_run(proto, _examples(proto, example), list(same))
+    except ValueError as error:
+        if example is not None:
+            raise DataError(
+                "The model does not take the example",
+                received=str(error),
+                expected="what its inputs say",
+                remedy="A tuple holds several inputs, a dictionary goes by their names.",
+            ) from error
+        return None, Verification(why_not=f"onnxruntime does not run the model: {error}")
+    try:
+        found = run(folded, used.arrays, list(same.values()))
+    except Exception as error:  # onnxruntime's own classes
+        raise ModelError(
+            "The folded model does not run",
+            received=_said(error),
+            expected="a model that onnxruntime runs like the one before",
+            remedy="Please report it, with the model if you can.",
+        ) from error
+    got = {name: found[same.get(name, name)] for name in want}
+    worst, where = _worst(got, want)
+    dtype = _dtype(want)
+    allowed = _allowed(proto, used, want, dtype) if tolerance is None else tolerance
+    if not worst <= allowed:
+        raise ModelError(
+            "The folded model does not do the same; nothing was changed",
+            received=f"a relative difference of {worst:.1e} in {where}",
+            expected=f"at most {allowed:.1g} in {dtype}",
+            remedy="A larger tolerance= serves where low precision explains it; else please "
+            "report it.",
+        )
+    return used, Verification(worst, dtype, worst, dtype, used.words)
+
+
+def _examples(proto: Any, example: Any) -> Iterable[Inputs]:
+    return inputs_for(proto) if example is None else [Inputs(named(proto, example), "the example")]
+
+
+def _first_run(
+    proto: Any, examples: Iterable[Inputs], watched: list[str]
+) -> tuple[Inputs, dict[str, np.ndarray[Any, Any]]]:
+    said = "there is no input to try"
+    for inputs in examples:
+        try:
+            return inputs, run(proto, inputs.arrays, watched)
+        except Exception as error:  # onnxruntime's own classes
+            said = _said(error)
+    raise ValueError(said)
+
+
+def _said(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _dtype(results: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """The least precise of the results' floating dtypes."""
+    found = [a.dtype for a in results.values() if a.dtype.kind == "f"]
+    return str(min(found, key=lambda d: d.itemsize)) if found else "float32"
+
+
+def _worst(
+    got: Mapping[str, np.ndarray[Any, Any]], want: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[float, str]:
+    """The worst difference in the largest of a value's elements, and where it is."""
+    worst, where = 0.0, ""
+    for name, wanted in want.items():
+        if not isinstance(wanted, np.ndarray) or wanted.dtype.kind not in "biuf":
+            continue
+        difference = _difference(got[name], wanted)
+        if not difference <= worst:
+            worst, where = difference, name
+    return worst, where
+
+
+def _difference(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
+    if got.shape != want.shape:
+        return float("inf")
+    got, want = got.astype(np.float64), want.astype(np.float64)
+    odd = ~np.isfinite(want)
+    if not np.array_equal(got[odd], want[odd], equal_nan=True):
+        return float("inf")
+    apart = np.abs(np.where(odd, 0.0, got) - np.where(odd, 0.0, want)).max(initial=0.0)
+    return float(apart / max(np.abs(want[~odd]).max(initial=0.0), 1e-6))
+
+
+def _allowed(
+    proto: Any, used: Inputs, want: Mapping[str, np.ndarray[Any, Any]], dtype: str
+) -> float:
+    """What rounding explains: many times what other last digits of the weights do."""
+    generator = torch.Generator().manual_seed(0)
+    moved = type(proto)()
+    moved.CopyFrom(proto)
+    for tensor in moved.graph.initializer:
+        if tensor.data_type in (1, 10, 11) and len(tensor.dims):
+            value = torch.tensor(needed("onnx").numpy_helper.to_array(tensor))
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            noise *= torch.finfo(value.dtype).eps
+            tensor.CopyFrom(tensor_of(tensor.name, value + value * noise))
+    worst, _ = _worst(run(moved, used.arrays, list(want)), want)
+    scale = _HALF if dtype == "float16" else 1.0
+    return float(np.clip(_NOISE * worst, _LEAST, _MOST * scale))
+
+
+def _timed(before: Any, after: Any, used: Inputs) -> tuple[float, float]:
+    with session_of(before, optimized=True) as old, session_of(after, optimized=True) as new:
+        taken = race(
+            {
+                "before": lambda: old.run(None, used.arrays),
+                "after": lambda: new.run(None, used.arrays),
+            }
+        )
+    return taken["before"] / 1e3, taken["after"] / 1e3

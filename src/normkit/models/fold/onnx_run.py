@@ -1,0 +1,125 @@
+"""ONNX models run by onnxruntime for comparison, with some of their inner values."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from normkit.extras import needed
+
+__all__ = ["Inputs", "inputs_for", "named", "run", "session_of"]
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+_MOST_IN_MEMORY = 2**31 - 2**20  # bytes: protobuf's limit
+
+
+class Inputs:
+    """What a model is given.
+
+    Args:
+        arrays: by the inputs' names.
+        words: what they are, for the report.
+    """
+
+    def __init__(self, arrays: Arrays, words: str) -> None:
+        self.arrays, self.words = arrays, words
+
+
+@contextlib.contextmanager
+def session_of(proto: Any, *, optimized: bool) -> Iterator[Any]:
+    """A session of onnxruntime on the CPU.
+
+    Args:
+        optimized: let it change the graph, as it does by default; it folds norms too.
+    """
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    if proto.ByteSize() < _MOST_IN_MEMORY:
+        yield runtime.InferenceSession(proto.SerializeToString(), options, providers)
+        return
+    onnx = needed("onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        copied = type(proto)()
+        copied.CopyFrom(proto)
+        onnx.save_model(copied, str(path), save_as_external_data=True, location="weights")
+        yield runtime.InferenceSession(str(path), options, providers)
+
+
+def run(proto: Any, inputs: Arrays, watched: Sequence[str] = ()) -> Arrays:
+    """The model's results, and inner values, without any optimization."""
+    listening = type(proto)()
+    listening.CopyFrom(proto)
+    known = {output.name for output in proto.graph.output}
+    for name in watched:
+        if name not in known:
+            listening.graph.output.append(needed("onnx").ValueInfoProto(name=name))
+    with session_of(listening, optimized=False) as session:
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def named(proto: Any, example: Any) -> Arrays:
+    """An example by the inputs' names.
+
+    Raises:
+        ValueError: there are more or fewer, or others; the text says so.
+    """
+    names = [i.name for i in _inputs(proto)]
+    if isinstance(example, Mapping):
+        found = {str(name): value for name, value in example.items()}
+    else:
+        values = example if isinstance(example, (tuple, list)) else (example,)
+        if len(values) != len(names):
+            raise ValueError(
+                f"it takes {len(names)} inputs ({', '.join(names)}), not {len(values)}"
+            )
+        found = dict(zip(names, values, strict=True))
+    if set(found) != set(names):
+        raise ValueError(f"its inputs are {', '.join(names)}, not {', '.join(found)}")
+    return {name: np.asarray(_plain(value)) for name, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+
+
+def _inputs(proto: Any) -> list[Any]:
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return [i for i in proto.graph.input if i.name not in weights]
+
+
+# --- inputs to try --------------------------------------------------------------------------------
+
+_SIZES = (16, 64, 224)
+
+
+def inputs_for(proto: Any) -> Iterator[Inputs]:
+    """Random inputs of the shapes that the model takes; those it leaves open are tried in turn."""
+    generator = np.random.default_rng(0)
+    for size in _SIZES:
+        arrays = {i.name: _drawn(i, size, generator) for i in _inputs(proto)}
+        shapes = ", ".join(str(a.shape) for a in arrays.values())
+        yield Inputs(arrays, f"random input of shape {shapes}")
+
+
+def _drawn(value: Any, size: int, generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Sizes that may vary are 2 in the first place, ``size`` elsewhere; whole numbers 0 or 1."""
+    tensor = value.type.tensor_type
+    shape = [
+        d.dim_value if d.HasField("dim_value") else 2 if place == 0 else size
+        for place, d in enumerate(tensor.shape.dim)
+    ]
+    dtype = needed("onnx").helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    if dtype.kind in "biu":
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
