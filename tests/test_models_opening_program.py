@@ -86,7 +86,6 @@ def test_nothing_planted_runs(what, sound, tmp_path, monkeypatch):
     assert_explained(caught.value, "planted.pt2", "package.module:function", "run")
 
     # What was planted is alive: PyTorch's own loading wakes it, now or when the program is used.
-    assert marker.exists() is False
     _load_and_call(path, call=when != "load")
     assert marker.exists() == (when != "never")
 
