@@ -52,7 +52,10 @@ class _Editor:
     def __init__(self, program: ExportedProgram, reading: Reading) -> None:
         self.old, self.reading = program, reading
         self.graph = copy.deepcopy(program.graph)
-        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.nodes: dict[str, fx.Node] = {}
+        for before, node in zip(program.graph.nodes, self.graph.nodes, strict=True):
+            node.name = before.name  # a copy avoids Python's names, such as "input"
+            self.nodes[node.name] = node
         self.specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
         self.state = dict(program.state_dict)
         self.constants = dict(program.constants)
