@@ -21,6 +21,7 @@ from model_zoo import NAMES, batches, digits, fit, fresh, trained  # noqa: E402
 from normkit.models.audit import Configuration, Evidence, audit  # noqa: E402
 from normkit.models.audit.audit import run_rules  # noqa: E402
 from normkit.models.audit.rules import RULES  # noqa: E402
+from normkit.models.recalibrate import recalibrate  # noqa: E402
 from normkit.models.sites import NormSite, find_sites  # noqa: E402
 
 #: How the healthy models are trained.
@@ -44,7 +45,9 @@ def batch_norms(model):
 
 
 def findings(model, **known):
-    return audit(model, **known).findings
+    report = audit(model, **known)
+    assert all("pass" in s.needs or "give" in s.needs for s in report.skipped), report.skipped
+    return report.findings
 
 
 def places(found):
@@ -865,3 +868,49 @@ PLANTS = [
 def test_data_do_not_make_the_rules_say_more(plant, name):
     model, rule, sites = plant(name)
     only(model, rule, sites, data=batches())
+
+
+# --- repairs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plant", [reset, damaged, hasty])
+def test_recalibrating_repairs(plant):
+    model, _, _ = plant("residual")
+    assert all("normkit.models.recalibrate(model, data)" in f.repair for f in findings(model))
+    recalibrate(model, digits()[0])
+    clean(model, data=batches())
+
+
+def test_the_other_calls_that_findings_name_repair():
+    model, _, (site,) = still("residual")
+    (found,) = findings(model)
+    assert f"normkit.models.freeze(model.get_submodule({site!r}))" in found.repair
+    nt.freeze(model.get_submodule(site))
+    clean(model)
+
+    known = {"batch_size": 4, "world_size": 8}
+    clean(nt.SyncBatchNorm.convert_sync_batchnorm(fresh("residual")), **known)
+
+    model, _, _ = biased("convolutional")
+    before = copy.deepcopy(model)
+    for i in (1, 4, 7):  # as it says
+        model[i].running_mean -= model[i - 1].bias.detach()
+        model[i - 1].bias = None
+    torch.testing.assert_close(model(digits()[0][:8]), before(digits()[0][:8]))
+    clean(model)
+
+
+ODD = {
+    "meta": lambda: fresh("residual").to("meta"),
+    "lazy": lambda: nn.Sequential(nn.LazyConv2d(8, 3, bias=False), nn.LazyBatchNorm2d()),
+    "nothing learned": lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8, affine=False)),
+    "domains": lambda: nt.SplitBatchNorm2d(8, num_splits=2),
+    "one norm": lambda: nn.BatchNorm1d(1),
+    "no norm": lambda: nn.Linear(2, 2),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_models_are_looked_at_too(odd):
+    clean(ODD[odd](), **USUAL)
+    clean(ODD[odd]().train(), **USUAL)
