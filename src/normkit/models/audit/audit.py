@@ -18,9 +18,11 @@ from normkit.models.audit.records import layer_records, network_map
 from normkit.models.audit.rule import Rule
 from normkit.models.audit.rules import RULES
 from normkit.models.audit.running import run_rules
+from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.batches import Forward
 from normkit.models.sites import find_sites
 from normkit.models.tracing import trace
+from normkit.models.wrappers import plain_model
 
 __all__ = ["audit"]
 
@@ -98,7 +100,7 @@ def audit(
 def _gather(model: Any, configuration: Configuration) -> tuple[Evidence, str]:
     """All that is known without running the model, and its name."""
     if isinstance(model, nn.Module):
-        title = type(_inside(model)).__name__
+        title = type(plain_model(model)).__name__
         return _of_module(model, configuration), title
     opened = model
     if not hasattr(opened, "sites"):
@@ -115,31 +117,22 @@ def _gather(model: Any, configuration: Configuration) -> tuple[Evidence, str]:
 
 
 def _of_module(model: nn.Module, configuration: Configuration) -> Evidence:
-    model = _inside(model)
+    model = plain_model(model)
     if isinstance(model, AveragedModel):
         if configuration.averaged is None:
             configuration = replace(configuration, averaged=int(model.n_averaged) > 1)
-        model = _inside(model.module)
+        model = plain_model(model.module)
     named = [*model.named_parameters(remove_duplicate=False),
              *model.named_buffers(remove_duplicate=False)]  # fmt: skip
     tensors = {name: tensor for name, tensor in named if not is_lazy(tensor)}
     blind = ""
     if len(tensors) < len(named):
         blind = "a model that knows its shapes: call it once, it has lazy layers"
+    with undisturbed(model):  # a forward may leave traces while it is followed, too
+        graph = trace(model)
     return Evidence(
-        find_sites(model), tensors, trace(model), model, configuration=configuration, blind=blind
+        find_sites(model), tensors, graph, model, configuration=configuration, blind=blind
     )
-
-
-def _inside(model: nn.Module) -> nn.Module:
-    """The model inside what runs it on several devices or compiles it, where hooks do not hear."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
 
 
 def _measure(

@@ -57,7 +57,9 @@ def observe(
         handles = [handle for listener in listeners for handle in listener.attach()]
         try:
             run = _Pass(model, listeners, forward, training)
-            for domain, batch in track(_batches(model, data), "audit", _length(data), progress):
+            for domain, batch in track(
+                _batches(model, data, forward), "audit", _length(data), progress
+            ):
                 run.take(domain, batch)
         finally:
             for handle in handles:
@@ -92,13 +94,14 @@ def _running(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _batches(model: nn.Module, data: Any) -> Iterator[tuple[Any, Batch]]:
+def _batches(model: nn.Module, data: Any, forward: Forward | None) -> Iterator[tuple[Any, Batch]]:
     """Batches with the domain that they name, if any."""
     groups: Mapping[Any, Any] = data if _is_by_domain(data) else {None: data}
     takes_domain = _takes(model, "domain")
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     for group, part in groups.items():
-        for batch in batches_of(part, device=None if first is None else first.device):
+        device = None if first is None else first.device
+        for batch in batches_of(part, device=device, opaque=forward is not None):
             domain = batch.kwargs.get("domain", group)
             kwargs = dict(batch.kwargs)
             if not takes_domain:
