@@ -76,16 +76,17 @@ class Browser:
 
     def open(self, page: Path, width: int = 1200, height: int = 900, **media: str) -> None:
         """Load a file at a window's size; ``media`` such as ``prefers_color_scheme="dark"``."""
-        self._call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=False,
-        )  # fmt: skip
+        self.resize(width, height)
         self.emulate(**media)
         self._events.clear()
         self._call("Page.navigate", url=page.resolve().as_uri())
         deadline = time.monotonic() + PATIENCE
         while "Page.loadEventFired" not in self._events:
             self._receive(deadline)
+
+    def resize(self, width: int, height: int = 900) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
 
     def emulate(self, medium: str = "", **media: str) -> None:
         features = [{"name": k.replace("_", "-"), "value": v} for k, v in media.items()]

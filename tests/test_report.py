@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
+import random
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from normkit.report import Chart, Line, Table, Text, page, save
+from browser import Browser, needs_chromium
+from normkit.report import (
+    LEVELS,
+    Bars,
+    Chart,
+    Curve,
+    Diagram,
+    DiagramNode,
+    Dots,
+    Fold,
+    Folds,
+    Line,
+    Notice,
+    Notices,
+    Place,
+    Plot,
+    Plots,
+    Table,
+    Text,
+    Verdict,
+    page,
+    save,
+)
+from normkit.report.diagram import pieces
+from normkit.report.layered import columns, parts, segments
+from normkit.report.plots import drawn
+from normkit.report.scales import scale
 
 HOSTILE = "</script><script>alert('x')</script> & \"quotes\""
 
@@ -29,7 +61,7 @@ class Loads(HTMLParser):
         if tag in {"link", "iframe", "object", "embed", "base"}:
             self.found.append((tag, str(named)))
         for name in ("src", "href", "srcset", "data", "action", "background", "poster"):
-            if named.get(name):
+            if named.get(name) and not named[name].startswith("#"):
                 self.found.append((tag, f"{name}={named[name]}"))
         if named.get("http-equiv", "").lower() == "content-security-policy":
             self.policy = named["content"] or ""
@@ -48,19 +80,55 @@ def chart_data(text: str) -> list[dict]:
     return [json.loads(block) for block in blocks]
 
 
+LINE = Line(HOSTILE, [0, 1, 2, 3], [1.0, float("nan"), float("inf"), 0.0], colour=1, dashed=True)
+CHART = Chart(HOSTILE, HOSTILE, HOSTILE, [LINE], log_y=True, y_range=(0.1, 10), note=HOSTILE)
+PLOTS = Plots(
+    HOSTILE,
+    [
+        Plot(HOSTILE, HOSTILE, HOSTILE, Dots([1, 2, 5], [1, 3, -1]), log_y=True, note=HOSTILE),
+        Plot(HOSTILE, HOSTILE, HOSTILE, Dots([0.1, 2], [0.2, 1]), diagonal=True),
+        Plot(HOSTILE, HOSTILE, HOSTILE, Curve([1, 2, 3], [1e-4, 1e4, 1])),
+        Plot(HOSTILE, HOSTILE, HOSTILE, Bars([-1.0, 0.0, 1.0], [3.0, 1.0])),
+        Plot(HOSTILE, HOSTILE, HOSTILE, Dots([math.nan], [1.0])),
+    ],
+    note=HOSTILE,
+)
+PLAIN = [
+    Text(HOSTILE, [HOSTILE]),
+    Table(HOSTILE, ["a", HOSTILE], [["1", HOSTILE]], frozenset({"a"}), note=HOSTILE),
+]
+
+
+def parts_of_all_kinds() -> list:
+    nodes = [
+        DiagramNode(HOSTILE, HOSTILE, HOSTILE),
+        *(DiagramNode(level, "1", f"a {level} {HOSTILE}", level, "fold-1") for level in LEVELS),
+    ]
+    edges = [*itertools.pairwise([HOSTILE, *LEVELS]), (HOSTILE, "error")]
+    places = [Place(HOSTILE, HOSTILE, f"fold-{i}", HOSTILE) for i in range(3)]
+    return [
+        Verdict("error", HOSTILE, [("error", 1, HOSTILE), ("good", 0, HOSTILE)], [HOSTILE]),
+        Notices(
+            HOSTILE,
+            [Notice(level, HOSTILE, places, [HOSTILE], HOSTILE) for level in LEVELS],
+            note=HOSTILE,
+            most=2,
+        ),
+        Diagram(HOSTILE, nodes, edges, {"good": HOSTILE}, HOSTILE, anchor="map"),
+        Folds(
+            HOSTILE,
+            [Fold(HOSTILE, HOSTILE, [*PLAIN, PLOTS], "warning", f"fold-{i}") for i in range(2)],
+            note=HOSTILE,
+        ),
+    ]
+
+
 def sample() -> str:
-    line = Line(
-        HOSTILE, [0, 1, 2, 3], [1.0, float("nan"), float("inf"), 0.0], colour=1, dashed=True
-    )
-    return page(
-        HOSTILE,
-        [
-            Text(HOSTILE, [HOSTILE]),
-            Table(HOSTILE, ["a", HOSTILE], [["1", HOSTILE]], frozenset({"a"}), note=HOSTILE),
-            Chart(HOSTILE, HOSTILE, HOSTILE, [line], log_y=True, y_range=(0.1, 10), note=HOSTILE),
-        ],
-        summary=HOSTILE,
-    )
+    return page(HOSTILE, [*PLAIN, CHART], summary=HOSTILE)
+
+
+def whole() -> str:
+    return page(HOSTILE, [*parts_of_all_kinds(), *PLAIN, CHART, PLOTS], summary=HOSTILE)
 
 
 def test_words_are_escaped():
@@ -70,8 +138,16 @@ def test_words_are_escaped():
     assert loads(text).tags.count("script") == 3  # the data, the library, the drawing
 
 
-def test_page_loads_nothing():
-    parsed = loads(sample())
+def test_words_are_escaped_in_every_kind_of_section():
+    text = whole()
+    assert "alert('x')" not in text
+    assert text.count("alert(") > 60
+    assert loads(text).tags.count("script") == 4
+
+
+@pytest.mark.parametrize("text", [sample, whole])
+def test_page_loads_nothing(text):
+    parsed = loads(text())
     assert parsed.found == []
     assert "default-src 'none'" in parsed.policy
     assert "http" not in parsed.policy
@@ -133,3 +209,410 @@ def test_save_interrupted_keeps_what_was_there(tmp_path, monkeypatch):
         save(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+
+
+# --- folds, notices, links ------------------------------------------------------------------------
+
+
+def test_links_lead_to_folds_of_the_page_and_to_nothing_else():
+    text = whole()
+    wanted = set(re.findall(r'href="#at-([^"]+)"', text))
+    there = re.findall(r'id="at-([^"]+)"', text)
+    assert wanted == {"fold-0", "fold-1", "map"}  # fold-2 is not on the page
+    assert sorted(there) == ["fold-0", "fold-1", "map"]
+
+
+def test_two_parts_of_one_anchor_are_refused():
+    folds = [Fold("a", "", [], anchor="x"), Fold("b", "", [Folds("", [])], anchor="x")]
+    with pytest.raises(ValueError, match="two parts of the page have the anchor 'x'"):
+        page("T", [Folds("F", [folds[0]]), Folds("G", [Fold("c", "", [Folds("", folds[1:])])])])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Verdict("bad", "w"),
+        lambda: Verdict("good", "w", [("bad", 1, "x")]),
+        lambda: Notice("bad", "t", []),
+        lambda: Fold("t", "w", [], level="bad"),
+        lambda: DiagramNode("a", "b", "c", "bad"),
+    ],
+)
+def test_levels_are_known_ones(make):
+    with pytest.raises(
+        ValueError, match=r"level 'bad'; expected one of good, info, warning, error"
+    ):
+        make()
+
+
+def test_places_beyond_the_first_are_folded_away():
+    places = [Place(f"layer {i}", "w") for i in range(9)]
+    text = page("T", [Notices("N", [Notice("info", "t", places)], most=4)])
+    before, after = text.split('<details class="more">')
+    assert before.count("layer ") == 4
+    assert after.count("layer ") == 5
+    assert "and 5 more" in after
+
+
+def test_headings_go_one_level_down_in_a_fold():
+    inner = Folds("inner", [Fold("t", "w", [Text("innermost", [])])])
+    text = page("T", [Folds("outer", [Fold("t", "w", [inner])])])
+    assert "<h2>outer</h2>" in text
+    assert "<h3>inner</h3>" in text
+    assert "<h4>innermost</h4>" in text
+
+
+# --- plots ----------------------------------------------------------------------------------------
+
+
+def dots_of(path):
+    """The places of strokes of no length, each given relative to the one before."""
+    steps = re.findall(r"m(-?\d+) (-?\d+)h0", path)
+    assert "".join(f"m{x} {y}h0" for x, y in steps) == path
+    return list(itertools.accumulate(((int(x), int(y)) for x, y in steps),
+                                     lambda a, b: (a[0] + b[0], a[1] + b[1])))  # fmt: skip
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_dots_lie_where_the_ticks_say(log):
+    x, y = [0.02, 0.5, 7.0, 90.0], [3.0, 0.4, 11.0, 0.09]
+    data = drawn(Plot("t", "x", "y", Dots(x, y), log_x=log, log_y=log))
+    size = math.log10 if log else float
+    number = {"10⁻¹": 0.1, "10": 10.0, "1": 1.0, "10⁻²": 0.01, "10²": 100.0}
+
+    def to_pixels(ticks):  # a line through the first and the last tick, apart from the code
+        (first, a), (last, b) = [(t[0], number.get(t[-1]) or float(t[-1])) for t in
+                                 (ticks[0], ticks[-1])]  # fmt: skip
+        return lambda v: first + (size(v) - size(a)) * (last - first) / (size(b) - size(a))
+
+    across, up = to_pixels(data["x_ticks"]), to_pixels(data["y_ticks"])
+    expected = sorted((across(a), up(b)) for a, b in zip(x, y, strict=True))
+    assert len(expected) == len(dots_of(data["path"]))
+    for found, (a, b) in zip(dots_of(data["path"]), expected, strict=True):
+        assert found == pytest.approx((a, b), abs=1.5)
+
+
+def test_the_diagonal_is_where_x_equals_y():
+    data = drawn(Plot("t", "x", "y", Dots([1, 2, 9], [1, 2, 9]), diagonal=True))
+    x0, y0, x1, y1 = map(float, re.findall(r"-?[\d.]+", data["diagonal"]))
+    for x, y in dots_of(data["path"]):
+        assert y == pytest.approx(y0 + (x - x0) * (y1 - y0) / (x1 - x0), abs=1.0)
+
+
+def test_what_cannot_be_drawn_is_counted():
+    marks = Dots([1, 1, 1, 1, 1, 1], [2.0, 0.0, -1.0, math.nan, math.inf, 3.0])
+    log = drawn(Plot("t", "x", "y", marks, log_y=True, note="Words."))
+    assert log["note"] == "Words. Not drawn, being zero, negative or not finite: 4."
+    assert len(dots_of(log["path"])) == 2
+    plain = drawn(Plot("t", "x", "y", marks))
+    assert plain["note"] == "Not drawn, being not finite: 2."
+    nothing = drawn(Plot("t", "x", "y", Dots([1.0], [math.nan])))
+    assert nothing["empty"]
+    assert "nothing to draw" in page("T", [PLOTS])
+
+
+def test_dots_of_one_pixel_are_drawn_once():
+    many = [0.704 + i * 1e-6 for i in range(1000)]
+    data = drawn(Plot("t", "x", "y", Dots([0.0, *many, 2.0], [0.0, *many, 2.0])))
+    assert len(dots_of(data["path"])) == 3
+
+
+def test_areas_of_bars_are_as_their_heights_say():
+    data = drawn(Plot("t", "x", "y", Bars([0.0, 1.0, 3.0, 4.0], [2.0, 4.0, 0.0])))
+    ground = float(re.match(r"M[\d.]+ ([\d.]+)", data["path"])[1])
+    tops = [ground - float(v) for v in re.findall(r"V([\d.]+)H", data["path"])]
+    ends = [float(v) for v in re.findall(r"(?:M|H)([\d.]+)", data["path"])]
+    assert tops[1] == pytest.approx(2 * tops[0], abs=0.2)
+    assert tops[2] == pytest.approx(0, abs=0.1)
+    assert ends[2] - ends[1] == pytest.approx(2 * (ends[1] - ends[0]), abs=0.2)
+
+
+@given(
+    st.lists(st.floats(-1e12, 1e12) | st.floats(), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_every_axis_holds_its_values_and_tells_its_ticks_apart(values, log):
+    axis = scale(values, log)
+    drawable = [v for v in values if abs(v) <= 1e300 and (v >= 1e-300 or not log)]
+    assert (axis is None) == (not drawable)
+    for value in drawable:
+        assert -1e-6 <= axis.share(value) <= 1 + 1e-6
+    if axis:
+        assert 1 <= len(axis.ticks) <= 10
+        assert all(-1e-6 <= axis.share(tick) <= 1 + 1e-6 for tick in axis.ticks)
+        assert len(set(axis.labels)) == len(axis.labels)
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "labels"),
+    [
+        ([0, 60], False, ["0", "20", "40", "60"]),
+        ([0.05, 3], True, ["0.05", "0.1", "0.2", "0.5", "1", "2"]),
+        ([1e-9, 1e3], True, ["10⁻⁹", "10⁻⁶", "10⁻³", "1", "10³"]),
+        ([-2e-7, 2e-7], False, ["−2e−7", "−1e−7", "0", "1e−7", "2e−7"]),
+        ([1000.001, 1000.003], False, ["1000.0010", "1000.0015", "1000.0020", "1000.0025",
+                                       "1000.0030"]),
+    ],
+)  # fmt: skip
+def test_labels_of_axes(values, log, labels):
+    assert scale(values, log).labels == labels
+
+
+def test_labels_below_a_plot_do_not_overlap_or_leave_it():
+    data = drawn(Plot("t", "x", "y", Dots([1000.001, 1000.003], [0, 1])))
+    letters = 5.5  # pixels, at the least
+    spans = [(m - letters * len(t) / 2, m + letters * len(t) / 2)
+             for _, m, t in data["x_ticks"] if t]  # fmt: skip
+    assert len(spans) >= 2
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+    assert spans[-1][1] <= data["width"]
+
+
+def test_plots_say_what_is_wrong_with_them():
+    with pytest.raises(ValueError, match="3 values of x and 2 of y; expected as many of each"):
+        Plot("t", "x", "y", Dots([1, 2, 3], [1, 2]))
+    with pytest.raises(ValueError, match="2 edges and 2 heights; expected one edge more"):
+        Plot("t", "x", "y", Bars([1, 2], [1, 2]))
+    with pytest.raises(ValueError, match="expected two of a kind"):
+        Plot("t", "x", "y", Dots([], []), log_x=True, diagonal=True)
+
+
+# --- diagrams -------------------------------------------------------------------------------------
+
+
+def followed(drawn_columns):
+    """The edges that the wires of the columns make, and that nothing meets on the way."""
+    edges, arriving = set(), {}
+    for column in drawn_columns:
+        lanes = [lane for _, lane in column.nodes] + [lane for _, lane in column.passing]
+        assert len(lanes) == len(set(lanes))  # no two nodes, and no node on a wire
+        at = {lane: name for name, lane in column.nodes}
+        edges |= {(arriving[a], at[b]) for a, b in column.wires}
+        used = {arriving[a] for a, _ in (*column.wires, *column.passing)}
+        assert len(used) == column.arriving
+        leaving = {lane: at[lane] for lane in column.leaving}
+        leaving |= {b: arriving[a] for a, b in column.passing}
+        arriving = leaving
+    assert not arriving  # nothing goes on after the last column
+    return edges
+
+
+@st.composite
+def graphs(draw):
+    size = draw(st.integers(1, 24))
+    names = [f"n{i}" for i in range(size)]
+    pairs = st.tuples(st.integers(0, size - 1), st.integers(0, size - 1))
+    edges = draw(st.lists(pairs.filter(lambda p: p[0] < p[1]), max_size=40)) if size > 1 else []
+    return names, [(names[a], names[b]) for a, b in edges]
+
+
+@given(graphs())
+def test_wires_lead_from_every_node_to_its_users_and_nowhere_else(graph):
+    names, edges = graph
+    found, members = set(), []
+    for part in parts(names, edges):
+        own = [edge for edge in edges if edge[0] in part]
+        drawn_columns = columns(part, own)
+        found |= followed(drawn_columns)
+        members += [name for column in drawn_columns for name, _ in column.nodes]
+        cut = segments(drawn_columns, 5)
+        assert [end for _, end in cut][:-1] == [first for first, _ in cut][1:]
+        assert (cut[0][0], cut[-1][1]) == (0, len(drawn_columns))
+        assert all(1 <= end - first <= 5 for first, end in cut)
+    assert found == set(edges)
+    assert sorted(members) == sorted(names)
+
+
+def test_the_longest_way_is_straight_and_a_line_breaks_where_one_result_goes_on():
+    names = ["x", "a", "b", "c", "add", "y"]
+    edges = [*itertools.pairwise(names), ("x", "add")]
+    found = columns(names, edges)
+    assert [column.nodes for column in found] == [[(name, 0)] for name in names]
+    assert [column.passing for column in found] == [[], [(0, 1)], [(1, 1)], [(1, 1)], [], []]
+    assert segments(found, 9) == [(0, 1), (1, 5), (5, 6)]
+
+
+def test_rows_of_plain_nodes_are_joined_in_large_diagrams_and_counted():
+    names = [f"n{i}" for i in range(30)]
+    nodes = [
+        DiagramNode(name, "op", f"all about {name}", "good" if name == "n20" else "")
+        for name in names
+    ]
+    edges = [*itertools.pairwise(names), ("n4", "n10")]
+    small = pieces(Diagram("D", nodes, edges, most=30))
+    assert sum(len(piece["nodes"]) for piece in small["flows"][0]) == 30
+    assert small["note"] == ""
+    data = pieces(Diagram("D", nodes, edges, most=29, note="Words."))
+    kept = [one["node"] for piece in data["flows"][0] for one in piece["nodes"]]
+    # apart from the ends: n1-n3, n5-n9, n11-n19, n21-n28 have one way in and one way out
+    assert [node.label for node in kept] == ["op", "⋯3", "op", "⋯5", "op", "⋯9", "op", "⋯8", "op"]
+    assert kept[1].title == "3 steps:\nall about n1\nall about n2\nall about n3"
+    assert data["note"].startswith("Words. 25 plain steps are drawn as 4")
+
+
+def test_parts_that_nothing_joins_are_drawn_below_each_other():
+    nodes = [DiagramNode(name, name, name, level) for name, level in
+             (("a", ""), ("b", "good"), ("c", "info"), ("w", ""))]  # fmt: skip
+    data = pieces(Diagram("D", nodes, [("a", "b")]))
+    assert [
+        [n["node"].name for piece in flow for n in piece["nodes"]] for flow in data["flows"]
+    ] == ([["a", "b"], ["c"]])
+    assert data["note"] == "Not drawn, being joined to nothing: 1."
+
+
+def test_nodes_and_their_labels_lie_inside_their_piece():
+    rng = random.Random(0)
+    names = [f"n{i}" for i in range(60)]
+    edges = [*itertools.pairwise(names)]
+    edges += [tuple(sorted(rng.sample(range(60), 2))) for _ in range(25)]
+    edges = [e if isinstance(e[0], str) else (names[e[0]], names[e[1]]) for e in edges]
+    [flow] = pieces(Diagram("D", [DiagramNode(n, "1", n, "good") for n in names], edges))["flows"]
+    for piece in flow:
+        assert piece["width"] <= 340  # a telephone's, less the margins
+        for one in piece["nodes"]:
+            assert 11 <= one["y"] <= piece["height"] - 26
+            assert 16 <= one["x"] <= piece["width"] - 16
+
+
+def test_diagrams_say_what_is_wrong_with_them():
+    a, b = DiagramNode("a", "", ""), DiagramNode("b", "", "")
+    with pytest.raises(ValueError, match="two nodes of the diagram 'D' have one name"):
+        Diagram("D", [a, a], [])
+    for edge in (("b", "a"), ("a", "a"), ("a", "c")):
+        with pytest.raises(ValueError, match=rf"edge from '{edge[0]}' to '{edge[1]}'"):
+            Diagram("D", [a, b], [edge])
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+def luminance(colour):
+    """Of sRGB, as WCAG 2 defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_text_and_marks_stand_out_from_the_paper(scheme):
+    style = files("normkit.report").joinpath("page.css").read_text(encoding="utf-8")
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    for name in ("ink", "faint", *LEVELS, "line-0", "line-1", "line-2", "line-3", "line-4"):
+        for ground in ("paper", "band"):
+            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])))[::-1]
+            least = 4.5 if name in ("ink", "faint", *LEVELS) else 3.0
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, ground)
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def sheet(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pages") / "whole.html"
+    save(path, whole())
+    return path
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_page_fits_every_width_without_an_error(browser, sheet, width, scheme):
+    browser.problems.clear()
+    browser.open(sheet, width, prefers_color_scheme=scheme)
+    assert browser.overflow() <= 0
+    browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.overflow() <= 0
+    paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
+    assert browser.problems == []
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_page_still_fits_when_the_window_shrinks(browser, sheet):
+    browser.open(sheet, 1200)
+    browser.resize(390)
+    assert browser.overflow() <= 0
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_every_section_is_visible(browser, sheet):
+    browser.open(sheet)
+    hidden = browser.ask(
+        "[...document.querySelectorAll('main > section, main > section .flow svg')]"
+        ".filter(e => e.getBoundingClientRect().height < 10).length"
+    )
+    assert hidden == 0
+    marks = browser.ask(
+        "[...document.querySelectorAll('.flow use')].map(e => e.getBoundingClientRect().width)"
+    )
+    assert len(marks) == len(LEVELS)
+    assert all(16 < width <= 22 for width in marks)
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_folds_open_by_keyboard(browser, sheet):
+    browser.open(sheet)
+    folds = "[...document.querySelectorAll('.fold')]"
+    assert browser.ask(f"{folds}.map(f => f.open)") == [False, False]
+    for _ in range(60):
+        browser.press("Tab")
+        if browser.ask("document.activeElement.parentElement.matches('#at-fold-0')"):
+            break
+    browser.press("Enter")
+    assert browser.ask(f"{folds}.map(f => f.open)") == [True, False]
+    browser.press(" ")
+    assert browser.ask(f"{folds}.map(f => f.open)") == [False, False]
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_a_link_opens_what_it_leads_to_also_a_second_time(browser, sheet):
+    browser.open(sheet)
+    fold = "document.getElementById('at-fold-1')"
+    for _ in range(2):
+        browser.ask("document.querySelector('.places a[href=\"#at-fold-1\"]').focus()")
+        browser.press("Enter")
+        browser.ask("new Promise(done => setTimeout(done, 100))")
+        assert browser.ask(f"{fold}.open")
+        assert browser.ask(f"document.activeElement === {fold}.querySelector('summary')")
+        browser.ask(f"{fold}.open = false")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_buttons_open_all_and_copy(browser, sheet):
+    browser.open(sheet)
+    browser.ask("document.querySelector('.all button').click()")
+    assert browser.ask("document.querySelectorAll('.fold[open]').length") == 2
+    browser.ask("document.querySelectorAll('.all button')[1].click()")
+    assert browser.ask("document.querySelectorAll('.fold[open]').length") == 0
+    browser.ask("document.querySelector('.code button').click()")
+    browser.ask("new Promise(done => setTimeout(done, 200))")
+    assert browser.ask("document.querySelector('.code button').textContent") in (
+        ("Copied", "Selected")
+    )
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_page_prints_on_light_paper(browser, sheet, tmp_path):
+    browser.open(sheet, prefers_color_scheme="dark")
+    browser.emulate("print", prefers_color_scheme="dark")
+    paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    assert browser.ask("getComputedStyle(document.querySelector('.all')).display") == "none"
+    browser.emulate()
+    browser.pdf(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

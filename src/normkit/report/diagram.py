@@ -14,7 +14,8 @@ __all__ = ["Diagram", "DiagramNode", "pieces"]
 STEP = 48  # pixels of a column: a wire's bend, then a node
 BEND = 16
 MIDDLE = 32  # of a node, from its column's left edge
-SHELF, LANE, NARROW = 22, 40, 12  # above the first lane; a lane with nodes; one with wires alone
+LANE, NARROW = 42, 12  # heights of a lane with nodes, and of one with wires alone
+ABOVE, BELOW = 14, 28  # a node's middle: room for its mark, and for its label below
 MOST_COLUMNS = 7  # of a piece: 336 pixels, which fit on a telephone
 MOST_NAMES = 12  # of joined nodes, in a tooltip
 
@@ -51,6 +52,7 @@ class Diagram:
         edges: (from, to), by name.
         legend: what each level that occurs stands for.
         most: with more nodes than this, plain ones in a row are drawn as one.
+        anchor: unique on the page; with it, the keyboard can go past the drawing in one step.
     """
 
     heading: str
@@ -59,6 +61,7 @@ class Diagram:
     legend: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     most: int = 80
+    anchor: str = ""
 
     def __post_init__(self) -> None:
         place = {node.name: i for i, node in enumerate(self.nodes)}
@@ -145,7 +148,7 @@ def _heights(drawn: Sequence[Column]) -> list[int]:
     last = max(lane for column in drawn for lane in _lanes(column))
     middles, at = [], 0
     for lane in range(last + 1):
-        middles.append(at + (SHELF if lane in wide else NARROW // 2))
+        middles.append(at + (ABOVE if lane in wide else NARROW // 2))
         at += LANE if lane in wide else NARROW
     return middles
 
@@ -173,7 +176,7 @@ def _piece(
     lowest = max(heights[lane] for column in drawn for lane in _lanes(column))
     return {
         "width": len(drawn) * STEP,
-        "height": lowest + LANE - SHELF,
+        "height": lowest + BELOW,
         "wires": "".join(wires),
         "nodes": nodes,
     }

@@ -111,9 +111,10 @@ class _Layout:
         return [self._drawn(at, inside) for at, inside in enumerate(members)]
 
     def _wanted(self, name: str) -> int:
-        """The lane of the highest of its sources; the first where there are none."""
-        before = self.sources[name]
-        return min((self._lane_at(s, self.column[name]) for s in before), default=0)
+        """The highest lane of those that lead straight to it, else of all that lead to it."""
+        at, before = self.column[name], self.sources[name]
+        straight = [s for s in before if self.column[s] == at - 1]
+        return min((self._lane_at(s, at) for s in straight or before), default=0)
 
     def _lane_at(self, name: str, column: int) -> int:
         """In which lane a result arrives at a column."""
@@ -125,7 +126,8 @@ class _Layout:
         if last <= at + 1:
             return
         near = any(self.column[user] == at + 1 for user in self.users[name])
-        lane = self._free(range(at + 1, last), self.lane[name] + near)
+        # the first lane is for the nodes of the longest way
+        lane = self._free(range(at + 1, last), max(self.lane[name] + near, 1), least=1)
         self.bus[name] = lane
         for column in range(at + 1, last):
             self.taken.setdefault(column, set()).add(lane)
@@ -133,13 +135,13 @@ class _Layout:
     def _last(self, name: str) -> int:
         return max((self.column[user] for user in self.users[name]), default=0)
 
-    def _free(self, columns: Iterable[int], wanted: int) -> int:
+    def _free(self, columns: Iterable[int], wanted: int, least: int = 0) -> int:
         """The lane nearest to the wanted one, below it if in doubt, that is free in all columns."""
         used = set().union(*(self.taken.get(column, ()) for column in columns))
         away = 0
         while True:
             for lane in (wanted + away, wanted - away):
-                if lane >= 0 and lane not in used:
+                if lane >= least and lane not in used:
                     return lane
             away += 1
 

@@ -14,7 +14,6 @@ from normkit.report.diagram import Diagram, pieces
 from normkit.report.plots import Plots, drawn
 from normkit.report.sections import (
     Chart,
-    Fold,
     Folds,
     Line,
     Notices,
@@ -32,7 +31,7 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
     """The whole page as text. Every word given is escaped.
 
     Raises:
-        ValueError: two folds have one anchor.
+        ValueError: two parts have one anchor.
         ModuleNotFoundError: jinja2 is not installed, or plotly where there is a chart.
     """
     inside = list(_all(sections))
@@ -87,13 +86,13 @@ def _all(sections: Sequence[Section]) -> Iterator[Section]:
 
 def _anchors(sections: Sequence[Section]) -> frozenset[str]:
     """What can be linked to; a link to anything else is shown as its words alone."""
-    folds: list[Fold] = [f for s in sections if isinstance(s, Folds) for f in s.folds if f.anchor]
-    anchors = frozenset(fold.anchor for fold in folds)
-    if len(anchors) < len(folds):
-        seen = [fold.anchor for fold in folds]
-        twice = next(anchor for anchor in seen if seen.count(anchor) > 1)
-        raise ValueError(f"two folds of the page have the anchor {twice!r}; expected one each")
-    return anchors
+    seen = [section.anchor for section in sections if isinstance(section, Diagram)]
+    seen += [fold.anchor for part in sections if isinstance(part, Folds) for fold in part.folds]
+    seen = [anchor for anchor in seen if anchor]
+    for anchor in seen:
+        if seen.count(anchor) > 1:
+            raise ValueError(f"two parts of the page have the anchor {anchor!r}; expected one each")
+    return frozenset(seen)
 
 
 def _block(section: Section) -> dict[str, Any]:

@@ -51,7 +51,7 @@
   });
   document.addEventListener("click", (event) => {  // a second time to the same place, too
     const link = event.target.closest("a");
-    if (link && link.getAttribute("href") === location.hash) { reveal(); }
+    if (link && link.getAttribute("href") === location.hash) { setTimeout(reveal); }
   });
   addEventListener("hashchange", reveal);
   reveal();

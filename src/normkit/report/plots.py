@@ -13,7 +13,7 @@ from normkit.report.scales import Scale, drawable, scale
 
 __all__ = ["Bars", "Curve", "Dots", "Plot", "Plots", "drawn"]
 
-WIDTH, HEIGHT = 320, 230
+WIDTH, HEIGHT = 260, 200
 RIGHT, TOP, BOTTOM = 12, 8, 40
 LETTER = 6.4  # pixels of one in a tick's label
 
@@ -105,7 +105,7 @@ def drawn(plot: Plot) -> dict[str, Any]:
         "right": WIDTH - RIGHT,
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
-        "x_ticks": [(round(frame.x(v)), label) for v, label in zip(x.ticks, x.labels, strict=True)],
+        "x_ticks": list(_spaced((round(frame.x(v)) for v in x.ticks), x.labels)),
         "y_ticks": [(round(frame.y(v)), label) for v, label in zip(y.ticks, y.labels, strict=True)],
         "diagonal": _diagonal(frame) if plot.diagonal else "",
         "kind": type(plot.marks).__name__.lower(),
@@ -132,6 +132,18 @@ class _Frame:
         for a, b in zip(x, y, strict=True):
             if drawable(a, self.across.log) and drawable(b, self.up.log):
                 yield self.x(a), self.y(b)
+
+
+def _spaced(places: Iterable[int], labels: Iterable[str]) -> Iterator[tuple[int, int, str]]:
+    """Ticks below an axis: (place, middle of the label, label, "" where there is no room)."""
+    last = 0.0
+    for place, label in zip(places, labels, strict=True):
+        half = LETTER * len(label) / 2
+        middle = min(place, int(WIDTH - half))  # whole, also at the end of the axis
+        free = middle - half >= last
+        yield place, middle, label if free else ""
+        if free:
+            last = middle + half + LETTER
 
 
 def _values(marks: Dots | Curve | Bars) -> tuple[Sequence[float], Sequence[float]]:

@@ -81,11 +81,16 @@ def _step(least: float) -> float:
 
 
 def _label(value: float, step: float) -> str:
+    """As many digits as tell two ticks apart."""
     if value == 0:
         return "0"
-    digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(step)) + 1
-    mantissa, _, exponent = f"{value:.{max(digits, 1)}g}".partition("e")
-    text = f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    fine = math.floor(math.log10(step) + 1e-9)
+    if 1e-4 <= abs(value) < 1e6 and fine >= -6:
+        text = f"{value:.{max(-fine, 0)}f}"
+    else:
+        digits = max(math.floor(math.log10(abs(value))) - fine, 0)
+        mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+        text = f"{mantissa}e{int(exponent)}"
     return text.replace("-", "−")
 
 

@@ -76,7 +76,7 @@ def sections_of(report: Report, prefix: str = "layer") -> list[Section]:
     if report.skipped:
         sections.append(_skipped(report))
     if report.layers:
-        sections += [_map(report, anchors), _layers(report, anchors)]
+        sections += [_map(report, anchors, f"{prefix}-map"), _layers(report, prefix)]
     if report.ran:
         sections.append(Text("Rules that looked", [", ".join(report.ran) + "."]))
     return sections
@@ -168,17 +168,22 @@ def _notice(findings: Sequence[Finding], anchors: dict[str, str]) -> Notice:
     places = [
         Place(
             name=finding.site or "the model as a whole",
-            words=_measured(finding) + ("" if shared else f". Repair: {finding.repair}"),
+            words=". ".join([_measured(finding), *([] if shared else _repair(finding.repair))]),
             anchor=anchors.get(finding.site, ""),
             code="" if shared else _calls(finding.repair),
         )
         for finding in findings
     ]
     at = f" in {len(findings)} places" if len(findings) > 1 else ""
-    paragraphs = [first.why, f"Repair: {first.repair}"] if shared else [first.why]
+    paragraphs = [first.why, *_repair(first.repair)] if shared else [first.why]
     return Notice(
         first.severity, first.rule + at, places, paragraphs, _calls(first.repair) if shared else ""
     )
+
+
+def _repair(repair: str) -> list[str]:
+    """What to do in words, where it is more than the call that is shown below."""
+    return [] if _calls(repair) == repair.rstrip(".") else [f"Repair: {repair}"]
 
 
 def _measured(finding: Finding) -> str:
@@ -205,7 +210,7 @@ def _calls(repair: str) -> str:
 # --- the map --------------------------------------------------------------------------------------
 
 
-def _map(report: Report, anchors: dict[str, str]) -> Diagram:
+def _map(report: Report, anchors: dict[str, str], anchor: str) -> Diagram:
     levels = _levels(report)
     places = {layer.name: i for i, layer in enumerate(report.layers, 1)}
     titles = {layer.name: _title(report, layer) for layer in report.layers}
@@ -229,7 +234,9 @@ def _map(report: Report, anchors: dict[str, str]) -> Diagram:
         )
     used = {node.level for node in nodes}
     legend = {level: words for level, words in LEGEND.items() if level in used}
-    return Diagram("Map of the network", nodes, report.edges, legend, note)
+    order = {node.name: i for i, node in enumerate(nodes)}
+    edges = [(a, b) for a, b in report.edges if order.get(a, len(order)) < order.get(b, -1)]
+    return Diagram("Map of the network", nodes, edges, legend, note, anchor=anchor)
 
 
 def _levels(report: Report) -> dict[str, str]:
@@ -249,28 +256,31 @@ def _title(report: Report, layer: LayerRecord) -> str:
 # --- layer by layer -------------------------------------------------------------------------------
 
 
-def _layers(report: Report, anchors: dict[str, str]) -> Folds:
+def _layers(report: Report, prefix: str) -> Folds:
     levels = _levels(report)
     wrong = [name for name, level in levels.items() if level != "good"]
     opened = sorted(wrong, key=lambda name: -SEVERITIES.index(levels[name]))[:OPENED]
     folds = [
-        _layer(report, layer, i, levels[layer.name], anchors[layer.name], layer.name in opened)
+        Fold(
+            title=f"{i}. {layer.name or 'the model itself'}",
+            words=_words(report, layer),
+            sections=_inside(report, layer),
+            level=levels[layer.name],
+            anchor=f"{prefix}-{i}",
+            opened=layer.name in opened,
+        )
         for i, layer in enumerate(report.layers, 1)
     ]
     return Folds("The norms", folds)
 
 
-def _layer(
-    report: Report, layer: LayerRecord, place: int, level: str, anchor: str, opened: bool
-) -> Fold:
-    found = [finding for finding in report.findings if finding.site == layer.name]
+def _words(report: Report, layer: LayerRecord) -> str:
+    rules = dict.fromkeys(f.rule for f in report.findings if f.site == layer.name)
     words = f"{layer.type_name}, {number(layer.channels, 'channel')}"
-    if found:
-        words += ": " + ", ".join(dict.fromkeys(finding.rule for finding in found))
-    sections: list[Section] = []
-    if found:
-        sections.append(Text("", [f"{f.severity}: {f.rule}: {_measured(f)}." for f in found]))
-    sections += pictures(layer)
-    return Fold(
-        f"{place}. {layer.name or 'the model itself'}", words, sections, level, anchor, opened
-    )
+    return f"{words}: {', '.join(rules)}" if rules else words
+
+
+def _inside(report: Report, layer: LayerRecord) -> list[Section]:
+    found = [finding for finding in report.findings if finding.site == layer.name]
+    words = [f"{f.severity}: {f.rule}: {_measured(f)}." for f in found]
+    return [*([Text("", words)] if words else []), *pictures(layer)]

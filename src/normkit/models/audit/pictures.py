@@ -173,23 +173,24 @@ def _values(layer: LayerRecord) -> Table:
         "running variance": layer.running_var,
         "fresh variance": layer.fresh_var,
     }
-    columns = ("by channel", "least", "median", "largest", "not finite")
     note = [f"eps {layer.eps:g}." if layer.eps is not None else ""]
     if layer.elements:
         note.append(
             f"The fresh statistics rest on {number(layer.elements, 'element')} a channel, of "
             f"{number(layer.samples, 'sample')}."
         )
+    columns: tuple[str, ...] = ("by channel", "least", "median", "largest", "not finite")
     cells = [(name, *_summary(values)) for name, values in rows.items() if values]
+    if all(row[-1] == "0" for row in cells):
+        columns, cells = columns[:-1], [row[:-1] for row in cells]
     return Table("", columns, cells, frozenset(columns[1:]), " ".join(filter(None, note)))
 
 
-def _summary(values: Sequence[float]) -> tuple[str, str, str, str]:
+def _summary(values: Sequence[float]) -> tuple[str, ...]:
+    """Least, median and largest of the finite ones, and how many are not."""
     kept = [value for value in values if math.isfinite(value)]
-    lost = str(len(values) - len(kept))
-    if not kept:
-        return "–", "–", "–", lost
-    return _short(min(kept)), _short(median(kept)), _short(max(kept)), lost
+    known = [_short(of(kept)) for of in (min, median, max)] if kept else ["–"] * 3
+    return (*known, str(len(values) - len(kept)))
 
 
 def _furthest(layer: LayerRecord) -> Table:
