@@ -435,7 +435,24 @@ def pooled_branch():
     )
 
 
+class Gate(nn.Module):
+    """Squeeze and excite, with a norm inside."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.squeeze = conv_norm(width, 4, 1)
+        self.excite = nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        return x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True))).sigmoid()
+
+
+def gated():
+    return nn.Sequential(conv_norm(1, 8), Gate(), nn.Conv2d(8, 4, 1))
+
+
 SINGLE = {
+    "gated": (gated, ["1.squeeze.1"], (1, 1, 8, 8)),
     "dense": (lambda: fresh("dense"), ["2", "5"], (1, 64)),
     "normkit dense": (lambda: fresh("normkit dense"), ["2", "5"], (1, 64)),
     "pooled": (pooled_branch, ["2.1"], (1, 1, 8, 8)),

@@ -197,6 +197,10 @@ def _leaves_a_pixel(node: Node) -> bool:
         args = node.attributes.get("args", ())
         size = node.attributes.get("output_size", args[0] if args else None)
         return size is not None and all(s == 1 for s in _several(size))
+    if node.function == "mean":
+        args = node.attributes.get("args", ())
+        over = node.attributes.get("dim", args[0] if args else ())
+        return set(_several(over)) in ({2, 3}, {-2, -1})
     return False
 
 
