@@ -307,7 +307,7 @@ class _Reader:
         elif node.domain not in ("", "ai.onnx"):
             self.unknown[name] = f"{node.op_type} is an operator of {node.domain}"
         names = [*taken(node), *dict.fromkeys(captured(node))]
-        if op in _WITHOUT_CONSTANTS:
+        if op in _WITHOUT_CONSTANTS or function in ("getitem", "mean"):
             names = [n for n in names if not self.values.still(n)] or names[:1]
         else:
             names = [n for n in names if not (self.values.still(n) and self.is_size(n))]

@@ -147,10 +147,37 @@ _POOLS = {
 def _mean(node: Any, said: dict[str, Any], values: Values) -> _Found:
     """A mean over all positions is a pooling."""
     axes, dims = said.get("axes") or _whole(node, 1, values), _dims(node, values)
-    if not axes or not dims or not said.get("keepdims", 1):
+    if not axes:
         return None
-    spatial = sorted(a % (dims + 2) for a in axes) == list(range(2, dims + 2))
-    return ("pool_average", f"adaptive_avg_pool{dims}d", {}) if spatial else None
+    keeps = bool(said.get("keepdims", 1))
+    if keeps and dims and sorted(a % (dims + 2) for a in axes) == list(range(2, dims + 2)):
+        return "pool_average", f"adaptive_avg_pool{dims}d", {}
+    return "other", "mean", {"dim": tuple(axes), "keepdim": keeps}
+
+
+def _gather(node: Any, said: dict[str, Any], values: Values) -> _Found:
+    """One of the elements along an axis: x[:, 0]."""
+    index, shape = values.constant(node.input[1]), values.shape(node.input[0])
+    if index is None or index.ndim or shape is None:
+        return None
+    axis = said.get("axis", 0) % len(shape)
+    return "other", "getitem", {"index": (*[slice(None)] * axis, int(index))}
+
+
+def _slice(node: Any, said: dict[str, Any], values: Values) -> _Found:
+    """Some of the elements along some axes: x[:, 1:]."""
+    starts, ends, axes, steps = (
+        tuple(said.get(name, ())) or _whole(node, place, values)
+        for place, name in enumerate(("starts", "ends", "axes", "steps"), start=1)
+    )
+    shape = values.shape(node.input[0])
+    if starts is None or ends is None or shape is None:
+        return None
+    index = [slice(None)] * len(shape)
+    axes = axes or tuple(range(len(starts)))
+    for axis, start, end, step in zip(axes, starts, ends, steps or (1,) * len(axes), strict=True):
+        index[axis] = slice(start, end, step)
+    return "other", "getitem", {"index": tuple(index)}
 
 
 def _flatten(node: Any, said: dict[str, Any], values: Values) -> _Found:
@@ -220,6 +247,8 @@ _READ: dict[str, Any] = {
     **dict.fromkeys(("AveragePool", "MaxPool"), _pool),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pool),
     "ReduceMean": _mean,
+    "Gather": _gather,
+    "Slice": _slice,
     "Flatten": _flatten,
     "Reshape": _reshape,
     **dict.fromkeys(("Squeeze", "Unsqueeze"), _squeeze),

@@ -216,7 +216,15 @@ def plainly(node: fx.Node) -> tuple[str, str, dict[str, Any]]:
         return "identity", name, found
     if name == "mean" and before is not None and _means_over(node, before) == before[2:]:
         return "pool_average", f"adaptive_avg_pool{len(before) - 2}d", found
+    if name in ("select", "slice") and before is not None:
+        return "other", "getitem", {"index": _index(name, found, len(before))}
     return OPS.get(name, "other"), "view" if name == "_unsafe_view" else name, found
+
+
+def _index(name: str, found: dict[str, Any], rank: int) -> tuple[Any, ...]:
+    """What stands in the brackets of x[:, 0] and x[:, 1:]."""
+    ends = slice(found.get("start"), found.get("end"), found.get("step"))
+    return (*[slice(None)] * (found["dim"] % rank), found["index"] if name == "select" else ends)
 
 
 _TRANSPOSES = {"t": (0, 1), "numpy_T": (0, 1), "mT": (-2, -1)}
