@@ -11,7 +11,8 @@ from normkit.report import Bars, Curve, Dots, Plot, Plots, Section, Table, Text
 
 __all__ = ["number", "pictures"]
 
-MOST = 512  # points in a plot
+MOST = 512  # channels that are all drawn; of more, a sample of as many
+ALONG = 200  # points of a curve, one a pixel, where there are more channels than that
 APART = 128  # of them, those that lie furthest apart, where there are more channels
 ROWS = 5  # channels in the table of those
 KEEPERS = ("batch", "instance")  # kinds with running statistics
@@ -151,8 +152,8 @@ def _spectrum(layer: LayerRecord) -> list[Plot]:
     ranks = list(range(len(sizes)))
     note = "From the largest to the smallest."
     if len(sizes) > MOST:
-        ranks = [round(i * (len(sizes) - 1) / (MOST - 1)) for i in range(MOST)]
-        note += f" {MOST} of {len(sizes):,}, evenly along the curve, its ends among them."
+        ranks = [round(i * (len(sizes) - 1) / (ALONG - 1)) for i in range(ALONG)]
+        note += f" {ALONG} of {len(sizes):,}, evenly along the curve, its ends among them."
     note += f" NaN: {lost}." if lost else ""
     marks = Curve([rank + 1 for rank in ranks], [sizes[rank] for rank in ranks])
     if len(sizes) == 1:
