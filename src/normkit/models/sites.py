@@ -192,7 +192,8 @@ def _eps(module: nn.Module) -> float | None:
         if _number(value) is not None:
             return _number(value)
     if isinstance(module, nn.RMSNorm):  # None: the dtype's own
-        dtype = torch.float32 if module.weight is None else module.weight.dtype
+        weight = module._parameters.get("weight")  # torch.fx puts a stand-in before the attribute
+        dtype = torch.float32 if weight is None else weight.dtype
         return float(torch.finfo(dtype).eps)
     return None
 

@@ -45,16 +45,19 @@ def form_of(site: NormSite) -> Form | str:
     except Exception as error:  # whatever a user's layer does
         return f"it cannot be copied: {_said(error)}"
     attempts = _fixed if site.tracks else _gains
-    reason = f"{site.type_name} does not do what a {site.kind} norm does"
+    answered, said = False, ""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for form, matches in attempts(site, trial, affine):
             try:
                 if matches():
                     return form
+                answered = True
             except Exception as error:
-                reason = f"{site.type_name} cannot be tried out: {_said(error)}"
-    return reason
+                said = said or _said(error)
+    if answered:
+        return f"{site.type_name} does not do what a {site.kind} norm does"
+    return f"{site.type_name} cannot be tried out: {said}"
 
 
 def _said(error: Exception) -> str:

@@ -52,7 +52,7 @@ class Edits:
                 holder[name] = value
         except BaseException:
             for holder, name, value in reversed(before):
-                holder.pop(name) if value is _ABSENT else holder.update({name: value})
+                holder.pop(name, None) if value is _ABSENT else holder.update({name: value})
             raise
 
 
