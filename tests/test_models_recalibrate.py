@@ -287,7 +287,7 @@ def test_layers_that_are_called_twice():
     chain = nn.Sequential(shared, nn.ReLU(), shared)
     shifts = recalibrate(chain, cuts(x, 15, 25), layerwise=True)
     assert len(shifts) == 1
-    assert "results of its own" in shifts[0].note
+    assert "one call follows from another" in shifts[0].note
 
 
 def test_layerwise_refuses_what_can_be_read_once():

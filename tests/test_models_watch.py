@@ -268,6 +268,13 @@ def test_updates_since_the_last_record():
         assert w.step().layers[""].update == 0.0
 
 
+def test_tied_weights_belong_to_the_first_layer():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    model[1].weight = model[0].weight
+    with watch(model, every=1) as w:
+        assert list(w.step().layers) == ["0"]
+
+
 def test_dead_and_weightless_channels():
     model = nn.Sequential(nn.BatchNorm1d(6), nn.ReLU(inplace=True))
     with torch.no_grad():
@@ -528,6 +535,7 @@ def test_the_protocol_of_lightning(tmp_path):
     assert hooks_of(model) == clean
     Trainer(callback).fit(model, 4, fail=True)
     assert hooks_of(model) == clean
+    assert callback.watch.steps == 5  # goes on counting
     assert callback.state_dict() == {}
     with pytest.raises(AttributeError):
         callback.unknown  # noqa: B018

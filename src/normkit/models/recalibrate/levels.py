@@ -17,8 +17,8 @@ def levels_of(model: nn.Module, calls: Sequence[str]) -> tuple[list[list[str]], 
     """The names in ``calls``, each once, in groups of which none depends on a later one.
 
     By the model's graph where that makes the very calls that were heard; else one name a group, in
-    the order of first calls. Beside them the names that depend on themselves, which no order
-    serves.
+    the order of first calls. Beside them the names that depend on themselves, or may, where no
+    graph says: no order serves these.
 
     Args:
         calls: names of norms, as often and in the order as one run of the model called them.
@@ -30,16 +30,16 @@ def levels_of(model: nn.Module, calls: Sequence[str]) -> tuple[list[list[str]], 
     names = list(dict.fromkeys(calls))
     graph = trace(model)
     traced = [n.target for n in graph if n.op == "norm" and n.target in names]
-    one_by_one = [[name] for name in names]
+    one_by_one = [[name] for name in names], {n for n in names if list(calls).count(n) > 1}
     if graph.unknown or traced != list(calls):
-        return one_by_one, {name for name in names if list(calls).count(name) > 1}
+        return one_by_one
     behind = _dependencies(graph, names)
     loops = {name for name in names if name in behind[name]}
     sorter = graphlib.TopologicalSorter({name: behind[name] - {name} for name in names})
     try:
         sorter.prepare()
     except graphlib.CycleError:  # layers that are used again behind each other
-        return one_by_one, {name for name in names if list(calls).count(name) > 1}
+        return one_by_one
     levels = []
     while sorter.is_active():
         ready = sorter.get_ready()

@@ -68,8 +68,8 @@ class Passes:
         levels, loops = levels_of(self.model, [names[n] for n in self.team.first(calls)])
         for name in loops:
             self.targets[name].note = (
-                "called on what follows from results of its own; its statistics are close to "
-                "those it meets in eval mode, not exactly these"
+                "called several times in one run of the model; where one call follows from "
+                "another, its statistics are close to those of eval mode, not the same"
             )
         return levels or [names]
 

@@ -28,8 +28,10 @@ class _Callback:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _begin(self, model: Any) -> None:
+        """Watch a model; steps go on from where an earlier training ended."""
         self._end()
-        self.watch = watch(model, **self._options).__enter__()
+        start = {} if self.watch is None else {"start": self.watch.steps}
+        self.watch = watch(model, **(self._options | start)).__enter__()
 
     def _end(self) -> None:
         if self.watch is not None:
@@ -105,6 +107,9 @@ class KerasCallback(_Callback):
 
     Args:
         options: those of :func:`watch`.
+
+    Norms of PyTorch and normkit are recognised in it; of Keras' own, whose statistics are variables
+    of Keras', updates are recorded.
 
     >>> import torch
     >>> net, callback = torch.nn.BatchNorm1d(3), KerasCallback(every=2)

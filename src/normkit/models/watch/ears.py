@@ -137,8 +137,11 @@ class Updates:
 
     def __init__(self, model: nn.Module) -> None:
         self._own: dict[str, list[Tensor]] = {}
+        known: set[int] = set()
         for name, module in model.named_modules():
             own = [p for p in module.parameters(recurse=False) if _has_values(p)]
+            own = [p for p in own if id(p) not in known]  # tied ones belong to the first
+            known |= {id(p) for p in own}
             if own:
                 self._own[name] = own
         self._old = {n: [_local(p).clone() for p in own] for n, own in self._own.items()}

@@ -40,6 +40,7 @@ def sinks_for(to: Any, show: bool | None) -> list[Sink]:
         path = Path(to)
         if path.suffix == ".jsonl":
             return [JsonLines(path), *last]
+        needed("tensorboard")  # before a file is opened
         return [JsonLines(path / FILE), TensorBoard(path), *last]
     given = list(to) if isinstance(to, Iterable) else [to]
     for sink in given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Iterable
@@ -159,8 +160,9 @@ class Watch:
     ) -> None:
         self._close_ears()
         self._updates, self._entered = None, False
-        while self._sinks:
-            self._sinks.pop().close()
+        with contextlib.ExitStack() as stack:  # one that fails keeps no other open
+            while self._sinks:
+                stack.callback(self._sinks.pop().close)
 
     def step(self, **scalars: Any) -> Record | None:
         """One step of training is done.
