@@ -156,13 +156,14 @@ class _Reader:
 
     def norm_target(self, node: fx.Node, stored: dict[str, Stored]) -> str:
         path, kind = ops.module_of(node)
-        if stored:
-            first = self.stored.key(next(iter(stored.values())).name)
-            prefix, _, leaf = first.rpartition(".")
-            own = leaf in _PARAMETERS or prefix == path
-            return self.target(node, [s.name for s in stored.values()], prefix if own else first)
-        whole_module = "norm" in kind.lower()
-        return self.target(node, [f"{path}/{kind}"], path) if whole_module else node.name
+        is_norm = "norm" in kind.lower()
+        if not stored:
+            return self.target(node, [f"{path}/{kind}"], path) if is_norm else node.name
+        first = self.stored.key(next(iter(stored.values())).name)
+        prefix, _, leaf = first.rpartition(".")
+        own = leaf in _PARAMETERS or (is_norm and prefix == path)
+        name = prefix if own and prefix else first
+        return self.target(node, [s.name for s in stored.values()], name)
 
     def site(
         self, node: fx.Node, name: str, kind: str, stored: dict[str, Stored], given: dict[str, Any]
@@ -183,7 +184,7 @@ class _Reader:
             mean=mean,
             var=var,
             eps=_eps(given),
-            momentum=given.get("momentum") if tracks else None,
+            momentum=given.get("momentum"),
             batches=_whole(self.stored.tensor(f"{name}.num_batches_tracked")),
             groups=groups if kind == "group" else None,
             training=tracks and bool(given.get("training", given.get("use_input_stats", False))),

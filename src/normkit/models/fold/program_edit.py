@@ -132,7 +132,7 @@ class _Editor:
         """A bias for a layer that had none: a new parameter, which the call takes."""
         weight, end = call.stored["weight"], self.nodes[call.end.name]
         place, spec = self.nodes[weight.handle.name], self.specs[weight.handle.name]
-        path = self.free(f"{weight.name.removesuffix('.weight')}.bias", weight.name)
+        path = self.free_beside(weight.name)
         with self.graph.inserting_after(place):
             bias = self.graph.placeholder(f"p_{path.replace('.', '_')}")
         fake = place.meta["val"]
@@ -153,9 +153,12 @@ class _Editor:
             self.same[name] = self.same[name][0], added
         end.replace_all_uses_with(added, delete_user_cb=lambda user: user is not added)
 
-    def free(self, path: str, weight: str) -> str:
+    def free_beside(self, weight: str) -> str:
+        """A bias's name for a layer with this weight."""
+        path, _, leaf = weight.rpartition(".")
+        own = f"{path}.bias".lstrip(".") if leaf == "weight" else f"{weight}_bias"
         taken = {spec.target for spec in self.specs.values()} | {*self.state, *self.constants}
-        return path if path not in taken else f"{weight}_folded_bias"
+        return own if own not in taken else f"{weight}_bias_of_fold"
 
     # -- the program --------------------------------------------------------------------------
 
