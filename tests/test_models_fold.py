@@ -994,6 +994,13 @@ def test_bad_input():
         fold(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
 
 
+def test_a_model_that_cannot_be_copied():
+    model = small()
+    model.kept = model(IMAGES)  # of a forward with gradients
+    with pytest.raises(ModelError, match="cannot be copied"):
+        fold(model, IMAGES)
+
+
 @pytest.mark.parametrize("at", range(3))
 def test_an_interrupt_leaves_the_model_as_it_was(at):
     model = small()

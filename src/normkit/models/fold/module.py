@@ -50,8 +50,8 @@ def fold(
         inplace: change the model itself and return it, instead of a copy.
 
     Raises:
-        ModelError: the model is in training mode, or does not do the same when folded. It is as it
-            was.
+        ModelError: the model is in training mode, cannot be copied, or does not do the same when
+            folded. It is as it was.
         DataError: the model does not take the example.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
@@ -102,7 +102,7 @@ def plan_folds(model: nn.Module) -> FoldReport:
     [('0', 'after', ('1',)), ('2', 'before', ('1',))]
     """
     planned = read(model).plan()
-    return _ready(model, planned, Verification(why_not="it is only planned")).report
+    return _ready(model, _copied(model), planned, Verification(why_not="it is only planned")).report
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +125,10 @@ class _Ready:
 def _prepare(model: Any, example: Any, tolerance: float | None, measure: bool) -> _Ready:
     """Plan, prove and measure; the model itself is only looked at."""
     reading = read(model)
+    spare = _copied(model)
     planned = reading.plan()
     if not planned.folds:
-        return _ready(model, planned, Verification(why_not="nothing was folded"))
+        return _ready(model, spare, planned, Verification(why_not="nothing was folded"))
     given = None if example is None else Example.of(example)
     try:
         used, checked = _proved(reading, planned, given, tolerance)
@@ -141,7 +142,7 @@ def _prepare(model: Any, example: Any, tolerance: float | None, measure: bool) -
     if checked.why_not:
         planned = reading.plan(islands="its surroundings cannot be traced: pass example=, so that "
                                "folding can be verified")  # fmt: skip
-    ready = _ready(model, planned, checked)
+    ready = _ready(model, spare, planned, checked)
     if not measure or used is None or checked.why_not:
         return ready
     before, after = time_both(model, ready.folded, used)
@@ -168,8 +169,20 @@ def _proved(
     return None, Verification(why_not="no input could be guessed: pass example=")
 
 
-def _ready(model: nn.Module, planned: Plan, checked: Verification) -> _Ready:
-    folded = copy.deepcopy(model)
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a user's model holds
+        raise ModelError(
+            "The model cannot be copied, which folding tries itself out on",
+            received=(str(error).splitlines() or [""])[0] or type(error).__name__,
+            expected="a model that copy.deepcopy copies",
+            remedy="Remove what it keeps from a forward with gradients, or of the system.",
+        ) from error
+
+
+def _ready(model: nn.Module, folded: nn.Module, planned: Plan, checked: Verification) -> _Ready:
+    """The copy folded, and the report on it."""
     edits, left = _edits(folded, planned)
     edits.make()
     counts = _parameters(model), _parameters(folded)

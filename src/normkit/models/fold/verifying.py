@@ -125,7 +125,7 @@ def time_both(
 
         return run
 
-    with torch.random.fork_rng():
+    with _own_random():
         taken = race({"before": step(before), "after": step(after)}, seconds)
     return taken["before"] / 1e3, taken["after"] / 1e3
 
@@ -194,12 +194,18 @@ def _run(model: nn.Module, example: Example, watched: Sequence[str]) -> dict[str
             hook = model.get_submodule(path).register_forward_hook(listener(path))
             stack.callback(hook.remove)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(_own_random())
         torch.manual_seed(0)
         args, kwargs = pytree.tree_map(_fresh, (example.args, example.kwargs))
         leaves = pytree.tree_leaves(model(*args, **kwargs))
     outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return found | {f"output {i}": t.detach().clone() for i, t in enumerate(outputs)}
+
+
+def _own_random() -> Any:
+    """Random numbers that leave the user's generators where they are, on every device."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices=list(devices))
 
 
 def _fresh(value: Any) -> Any:
