@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from benchmarks.networks import network
-from normkit.models.watch import watch
+from normkit.models.watching import watch
 
 SHAPES = {"32 x 3 x 32 x 32": (32, 3, 32, 32), "8 x 3 x 224 x 224": (8, 3, 224, 224)}
 

@@ -23,8 +23,8 @@ import torch.distributed as dist  # noqa: E402
 
 import normkit.torch as nt  # noqa: E402
 from normkit.errors import DataError, NonFiniteError, OptionError, SyncError  # noqa: E402
-from normkit.models.recalibrate import recalibrate  # noqa: E402
-from normkit.models.watch import watch  # noqa: E402
+from normkit.models.recalibration import recalibrate  # noqa: E402
+from normkit.models.watching import watch  # noqa: E402
 from normkit.torch.merging import sync_statistics  # noqa: E402
 
 nn = torch.nn

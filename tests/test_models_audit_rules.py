@@ -21,7 +21,7 @@ from model_zoo import NAMES, batches, digits, fit, fresh, trained  # noqa: E402
 from normkit.models.audit import Configuration, Evidence, audit  # noqa: E402
 from normkit.models.audit.audit import run_rules  # noqa: E402
 from normkit.models.audit.rules import RULES  # noqa: E402
-from normkit.models.recalibrate import recalibrate  # noqa: E402
+from normkit.models.recalibration import recalibrate  # noqa: E402
 from normkit.models.sites import NormSite, find_sites  # noqa: E402
 
 #: How the healthy models are trained.

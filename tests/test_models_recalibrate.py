@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 import normkit.torch as nt  # noqa: E402
 import recalibrate_at_work  # noqa: E402
 from normkit.errors import DataError, ModelError, NonFiniteError, OptionError  # noqa: E402
-from normkit.models.recalibrate import recalibrate  # noqa: E402
+from normkit.models.recalibration import recalibrate  # noqa: E402
 
 nn = torch.nn
 WIDE = torch.float64
@@ -365,7 +365,7 @@ def test_whatever_fails_leaves_the_model_as_it_was(data, options, error, words, 
 
 
 def test_an_interrupt_while_writing_leaves_all_as_it_was(monkeypatch):
-    from normkit.models.recalibrate import target
+    from normkit.models.recalibration import target
 
     net = network()
     before, writes = snapshot(net), []

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 import normkit.torch as nt  # noqa: E402
 from normkit.errors import FileError, ModelError, OptionError  # noqa: E402
-from normkit.models.watch import (  # noqa: E402
+from normkit.models.watching import (  # noqa: E402
     JsonLines,
     KerasCallback,
     LayerState,
@@ -363,7 +363,7 @@ def test_a_crash_costs_the_last_line(tmp_path):
     path = tmp_path / "run.jsonl"
     program = f"""
         import os, torch
-        from normkit.models.watch import watch
+        from normkit.models.watching import watch
         net = torch.nn.BatchNorm1d(3)
         with watch(net, every=1, to={str(path)!r}) as w:
             for i in range(5):
@@ -468,7 +468,7 @@ def test_a_live_table_on_a_terminal():
     pty = pytest.importorskip("pty", reason="there are no pseudo-terminals")
     program = """
         import torch
-        from normkit.models.watch import watch
+        from normkit.models.watching import watch
         net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
         with watch(net, every=1) as w:
             for i in range(3):
@@ -560,7 +560,7 @@ def test_the_protocol_of_keras(tmp_path):
 
 
 def test_only_the_first_rank_writes(monkeypatch, tmp_path):
-    from normkit.models.watch import watcher
+    from normkit.models.watching import watcher
 
     monkeypatch.setattr(watcher, "_is_first", lambda: False)
     model = network()

@@ -5,15 +5,12 @@ from __future__ import annotations
 import enum
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import note, print_json, print_table
-
-if TYPE_CHECKING:
-    from normkit.models.recalibrate import Shift
+from normkit.cli.printing import note, print_json
 
 NAME = "recalibrate"
 NEEDS_ARGUMENTS = True
@@ -58,7 +55,7 @@ def command(
 ) -> None:
     """Take the running statistics anew from data; nothing is written if that fails."""
     from normkit.models.opening import open_model
-    from normkit.models.recalibrate import recalibrate
+    from normkit.models.recalibration import recalibrate
     from normkit.models.saving import check_weights_output, save_weights
 
     inputs = options.inputs(model, weights)
@@ -71,13 +68,5 @@ def command(
     if as_json:
         print_json([asdict(shift) for shift in shifts])
     else:
-        _print(shifts)
+        typer.echo(str(shifts))
     note(f"weights: {out}")
-
-
-def _print(shifts: list[Shift]) -> None:
-    if not shifts:
-        typer.echo("no layer with running statistics: nothing to recalibrate")
-        return
-    rows = [(s.name, f"{s.worst:.3g}", f"{s.divergence:.3g}", str(s.elements)) for s in shifts]
-    print_table(("layer", "largest shift of a mean (σ)", "KL", "elements"), rows)

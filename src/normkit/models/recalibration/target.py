@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from normkit.errors import DataError, NonFiniteError
-from normkit.models.recalibrate.averages import Average, Reading, make_average
-from normkit.models.recalibrate.listening import like, slot
-from normkit.models.recalibrate.shifts import Shift, distances
+from normkit.models.recalibration.averages import Average, Reading, make_average
+from normkit.models.recalibration.listening import like, slot
+from normkit.models.recalibration.shifts import Shift, distances
 from normkit.models.sites import NormSite
 
 __all__ = ["Change", "Target", "write_all"]

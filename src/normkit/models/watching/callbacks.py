@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from normkit.models.watch.watcher import Watch, watch
+from normkit.models.watching.watcher import Watch, watch
 
 __all__ = ["KerasCallback", "LightningCallback"]
 

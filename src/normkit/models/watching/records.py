@@ -111,7 +111,7 @@ def read_records(path: str | Path) -> list[Record]:
         FileError: there is no such file, or it holds no records.
 
     >>> import tempfile, torch
-    >>> from normkit.models.watch import watch
+    >>> from normkit.models.watching import watch
     >>> net, folder = torch.nn.BatchNorm1d(3), Path(tempfile.mkdtemp())
     >>> with watch(net, every=2, to=folder / "run.jsonl") as w:
     ...     for loss in (3.0, 2.0, 1.0, 0.5):

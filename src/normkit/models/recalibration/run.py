@@ -10,12 +10,12 @@ from torch.nn.parameter import is_lazy
 
 from normkit.errors import DataError, ModelError, OptionError
 from normkit.models.batches import Forward
-from normkit.models.recalibrate.averages import METHODS
-from normkit.models.recalibrate.listening import measuring
-from normkit.models.recalibrate.passes import Passes
-from normkit.models.recalibrate.shifts import Shifts
-from normkit.models.recalibrate.target import Target, write_all
-from normkit.models.recalibrate.team import team_of
+from normkit.models.recalibration.averages import METHODS
+from normkit.models.recalibration.listening import measuring
+from normkit.models.recalibration.passes import Passes
+from normkit.models.recalibration.shifts import Shifts
+from normkit.models.recalibration.target import Target, write_all
+from normkit.models.recalibration.team import team_of
 from normkit.models.sites import NormSite, find_sites
 from normkit.models.wrappers import plain_model
 

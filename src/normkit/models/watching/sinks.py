@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from normkit.errors import FileError, OptionError
 from normkit.extras import needed
-from normkit.models.watch.records import FILE, LayerState, Record, to_line
+from normkit.models.watching.records import FILE, LayerState, Record, to_line
 
 __all__ = ["JsonLines", "Sink", "TensorBoard", "Terminal", "sinks_for"]
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from normkit.errors import ModelError, OptionError
 from normkit.models.sites import find_sites
-from normkit.models.watch.ears import Ear, Updates, zero_gains
-from normkit.models.watch.records import LayerState, Notice, Record
-from normkit.models.watch.sinks import Sink, sinks_for
+from normkit.models.watching.ears import Ear, Updates, zero_gains
+from normkit.models.watching.records import LayerState, Notice, Record
+from normkit.models.watching.sinks import Sink, sinks_for
 from normkit.models.wrappers import plain_model
 
 __all__ = ["Watch", "watch"]

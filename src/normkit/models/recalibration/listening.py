@@ -13,7 +13,7 @@ from torch import nn
 
 from normkit.errors import ModelError
 from normkit.models.audit.undisturbed import undisturbed
-from normkit.models.recalibrate.averages import Reading
+from normkit.models.recalibration.averages import Reading
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
 from normkit.norms import BatchNorm, InstanceNorm

@@ -15,11 +15,11 @@ from torch import nn
 from normkit.errors import DataError, NonFiniteError
 from normkit.models.batches import Batch, Forward, batches_of, call
 from normkit.models.progress import track
-from normkit.models.recalibrate.averages import Reading
-from normkit.models.recalibrate.levels import levels_of
-from normkit.models.recalibrate.listening import Heard, listening
-from normkit.models.recalibrate.target import Target
-from normkit.models.recalibrate.team import Team
+from normkit.models.recalibration.averages import Reading
+from normkit.models.recalibration.levels import levels_of
+from normkit.models.recalibration.listening import Heard, listening
+from normkit.models.recalibration.target import Target
+from normkit.models.recalibration.team import Team
 
 __all__ = ["Passes"]
 

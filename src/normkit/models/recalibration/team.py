@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from normkit.errors import OptionError, SyncError
-from normkit.models.recalibrate.averages import Average
+from normkit.models.recalibration.averages import Average
 from normkit.torch.ranks import Header, group_of, ranks_of
 
 __all__ = ["Team", "team_of"]
