@@ -17,7 +17,7 @@ import normkit.torch as nt
 from normkit.errors import DataError, FileError, ModelError, OptionError
 from normkit.models.audit import RULES, Configuration, Finding, Report, Rule, audit
 from normkit.models.audit.audit import _gather
-from normkit.models.audit.channels import Gauge, Histogram, by_channel
+from normkit.models.audit.channels import Gauge, Histogram, by_channel, sample_moments
 from normkit.models.audit.drift import between, from_running
 from normkit.models.audit.observe import observe
 from normkit.models.audit.rules.behaviour import mixed_entropy
@@ -87,6 +87,22 @@ def test_batch_statistics_are_those_of_training(name):
     assert last.running_mean is not None
     np.testing.assert_allclose(got.mean, wanted.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.var, wanted.var((0, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer", "instance norm"])
+def test_what_is_measured_is_not_changed(name):
+    """In float64, where widening makes no copy by itself."""
+    model, results = zoo.trained(name).double(), []
+    data = [x.double() for x, _ in zoo.batches(samples=128)]
+    with torch.no_grad():
+        wanted = model(data[0])
+
+    def forward(model, batch):
+        results.append(model(batch))
+        return results[-1]
+
+    audit(model, data, forward=forward)
+    assert torch.equal(results[0], wanted)
 
 
 def test_accuracy_in_both_ways():
@@ -226,7 +242,7 @@ def test_an_activation_in_front_counts():
 
 def gauged(values):
     gauge = Gauge()
-    gauge.add(torch.as_tensor(values))
+    gauge.add(*sample_moments(torch.as_tensor(values)))
     return gauge.spread()
 
 

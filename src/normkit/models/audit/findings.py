@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import textwrap
@@ -148,9 +149,9 @@ class Report:
             content = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             write_whole(path, content + "\n")
         else:
-            from normkit.models.audit.page import render  # its libraries are optional
-
-            write_whole(path, render(self))
+            # By name: the page imports this module, and its libraries are optional.
+            page = importlib.import_module("normkit.models.audit.page")
+            write_whole(path, page.render(self))
 
 
 def _plain(value: Any) -> Any:

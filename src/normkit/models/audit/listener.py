@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.models.audit.channels import Gauge, Histogram, by_channel
+from normkit.models.audit.channels import Gauge, Histogram, by_channel, sample_moments
 from normkit.models.audit.evidence import Observation
 from normkit.models.sites import NormSite
 from normkit.torch import native
@@ -70,34 +70,34 @@ class Listener:
         values = by_channel(_activated(x, kwargs), self.site)
         if values is None or not values.numel():
             return
+        mean, var, positions = sample_moments(self._by_sample(values))
         domain = kwargs.get("domain") if self.site.mean is not None else None
-        if self.batch_statistics:
-            gauge = Gauge()
-            gauge.add(values)
-            self.in_training.add(self._by_sample(values))
-            if domain is None:
-                _normalize_with(module, gauge)
+        if not self.batch_statistics:
+            self._measure(mean, var, positions, domain)
             return
-        self._measure(self._by_sample(values), domain)
+        self.in_training.add(mean, var, positions)
+        if domain is None:
+            batch = Gauge()
+            batch.add(mean, var, positions)
+            _normalize_with(module, batch)
 
-    def _measure(self, values: Tensor, domain: Any) -> None:
+    def _measure(self, mean: Tensor, var: Tensor, positions: int, domain: Any) -> None:
         self.calls += 1
         self.most_calls = max(self.most_calls, self.calls)
-        self.seen += len(values)
-        self.input.add(values)
+        self.seen += len(mean)
+        self.input.add(mean, var, positions)
         if self.calls <= _DOMAINS:
-            self.by_call.setdefault(self.calls, Gauge()).add(values)
+            self.by_call.setdefault(self.calls, Gauge()).add(mean, var, positions)
         groups = self.groups if domain is None else domain
         if isinstance(groups, Tensor) and groups.dim():
-            if len(groups) == len(values):
+            if len(groups) == len(mean):
+                groups = groups.to(mean.device)
                 for group in groups.unique()[:_DOMAINS]:
-                    self._of_domain(str(group.item())).add(
-                        values[groups.to(values.device) == group]
-                    )
+                    rows = groups == group
+                    self._of_domain(str(group.item())).add(mean[rows], var[rows], positions)
         elif groups is not None:
-            self._of_domain(str(groups.item() if isinstance(groups, Tensor) else groups)).add(
-                values
-            )
+            name = str(groups.item() if isinstance(groups, Tensor) else groups)
+            self._of_domain(name).add(mean, var, positions)
 
     def _of_domain(self, name: str) -> Gauge:
         return self.by_domain.setdefault(name, Gauge())

@@ -220,8 +220,7 @@ class _Pass:
                 _copy_buffers(each.site.module)
                 each.site.module.training = True
             try:
-                whole = self.model(*batch.args, **batch.kwargs)
-                alone = self.model(*map(_first, batch.args), **_firsts(batch.kwargs))
+                whole, alone = (self._call_part(batch, samples) for samples in (SMALLEST, 1))
             except Exception:  # such as a batch norm that refuses a single element a channel
                 self.alone = False
             else:
@@ -229,6 +228,14 @@ class _Pass:
             finally:
                 for each in self.live:
                     each.site.module.training = False
+
+    def _call_part(self, batch: Batch, samples: int) -> Any:
+        def part(value: Any) -> Any:
+            whole = isinstance(value, Tensor) and value.dim() and len(value) == batch.samples
+            return value[:samples] if whole else value
+
+        kwargs = {name: part(value) for name, value in batch.kwargs.items()}
+        return self.model(*map(part, batch.args), **kwargs)
 
     # --- labels ---------------------------------------------------------------------------------
 
@@ -314,14 +321,6 @@ def _is_finite(batch: Batch) -> bool:
     values = (*batch.args, *batch.kwargs.values())
     floating = [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
     return all(bool(v.isfinite().all()) for v in floating)
-
-
-def _first(value: Any) -> Any:
-    return value[:1] if isinstance(value, Tensor) and value.dim() else value
-
-
-def _firsts(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _first(value) for name, value in kwargs.items()}
 
 
 def _copy_buffers(module: nn.Module) -> None:

@@ -34,6 +34,8 @@ WRONG = 1.0
 CHANCE = 10.0
 #: Samples below which nothing is said about statistics.
 SAMPLES = 30
+#: Samples below which a channel may be quiet by chance.
+LIVELY = 100
 _BATCH = 16  # samples in a training batch, where the user does not say
 
 
@@ -345,7 +347,7 @@ def constant_channel(self: Rule, evidence: Evidence) -> Findings:
     layers = evidence.study.layers if evidence.study else {}
     for site in evidence.sites:
         seen = layers.get(site.name)
-        if seen is not None and seen.samples < SAMPLES:
+        if seen is not None and (seen.samples < LIVELY or is_initial(site)):
             seen = None
         channels, said = _constant(site, seen)
         if channels:
