@@ -16,6 +16,7 @@ from normkit.models.fold.onnx_run import Inputs, inputs_for, named, run, session
 from normkit.models.fold.planning import plan
 from normkit.models.fold.report import FoldReport, Verification, report_of
 from normkit.models.fold.stored import StoredLayers
+from normkit.models.fold.verifying import worst_difference
 from normkit.models.graph import Node
 from normkit.models.onnx_graph import read_onnx_graph
 from normkit.models.onnx_values import tensor_of
@@ -150,7 +151,7 @@ def _proved(
             remedy="Please report it, with the model if you can.",
         ) from error
     got = {name: found[same.get(name, name)] for name in want}
-    worst, where = _worst(got, want)
+    worst, where = worst_difference(got, want)
     dtype = _dtype(want)
     allowed = _allowed(proto, used, want, dtype) if tolerance is None else tolerance
     if not worst <= allowed:
@@ -170,7 +171,7 @@ def _examples(proto: Any, example: Any) -> Iterable[Inputs]:
 
 def _first_run(
     proto: Any, examples: Iterable[Inputs], watched: list[str]
-) -> tuple[Inputs, dict[str, np.ndarray[Any, Any]]]:
+) -> tuple[Inputs, dict[str, torch.Tensor]]:
     said = "there is no input to try"
     for inputs in examples:
         try:
@@ -184,40 +185,13 @@ def _said(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _dtype(results: Mapping[str, np.ndarray[Any, Any]]) -> str:
+def _dtype(results: Mapping[str, torch.Tensor]) -> str:
     """The least precise of the results' floating dtypes."""
-    found = [a.dtype for a in results.values() if a.dtype.kind == "f"]
-    return str(min(found, key=lambda d: d.itemsize)) if found else "float32"
+    found = [t.dtype for t in results.values() if t.is_floating_point()]
+    return str(max(found, key=lambda d: torch.finfo(d).eps, default=torch.float32))[6:]
 
 
-def _worst(
-    got: Mapping[str, np.ndarray[Any, Any]], want: Mapping[str, np.ndarray[Any, Any]]
-) -> tuple[float, str]:
-    """The worst difference in the largest of a value's elements, and where it is."""
-    worst, where = 0.0, ""
-    for name, wanted in want.items():
-        if not isinstance(wanted, np.ndarray) or wanted.dtype.kind not in "biuf":
-            continue
-        difference = _difference(got[name], wanted)
-        if not difference <= worst:
-            worst, where = difference, name
-    return worst, where
-
-
-def _difference(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
-    if got.shape != want.shape:
-        return float("inf")
-    got, want = got.astype(np.float64), want.astype(np.float64)
-    odd = ~np.isfinite(want)
-    if not np.array_equal(got[odd], want[odd], equal_nan=True):
-        return float("inf")
-    apart = np.abs(np.where(odd, 0.0, got) - np.where(odd, 0.0, want)).max(initial=0.0)
-    return float(apart / max(np.abs(want[~odd]).max(initial=0.0), 1e-6))
-
-
-def _allowed(
-    proto: Any, used: Inputs, want: Mapping[str, np.ndarray[Any, Any]], dtype: str
-) -> float:
+def _allowed(proto: Any, used: Inputs, want: Mapping[str, torch.Tensor], dtype: str) -> float:
     """What rounding explains: many times what other last digits of the weights do."""
     generator = torch.Generator().manual_seed(0)
     moved = type(proto)()
@@ -228,7 +202,7 @@ def _allowed(
             noise = torch.randn(value.shape, generator=generator).to(value)
             noise *= torch.finfo(value.dtype).eps
             tensor.CopyFrom(tensor_of(tensor.name, value + value * noise))
-    worst, _ = _worst(run(moved, used.arrays, list(want)), want)
+    worst, _ = worst_difference(run(moved, used.arrays, list(want)), want)
     scale = _HALF if dtype == "float16" else 1.0
     return float(np.clip(_NOISE * worst, _LEAST, _MOST * scale))
 

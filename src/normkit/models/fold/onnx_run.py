@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from normkit.extras import needed
 
@@ -55,8 +56,8 @@ def session_of(proto: Any, *, optimized: bool) -> Iterator[Any]:
         yield runtime.InferenceSession(str(path), options, providers)
 
 
-def run(proto: Any, inputs: Arrays, watched: Sequence[str] = ()) -> Arrays:
-    """The model's results, and inner values, without any optimization."""
+def run(proto: Any, inputs: Arrays, watched: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The model's results that are tensors of numbers, and inner values, not optimized."""
     listening = type(proto)()
     listening.CopyFrom(proto)
     known = {output.name for output in proto.graph.output}
@@ -65,7 +66,12 @@ def run(proto: Any, inputs: Arrays, watched: Sequence[str] = ()) -> Arrays:
             listening.graph.output.append(needed("onnx").ValueInfoProto(name=name))
     with session_of(listening, optimized=False) as session:
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        found = zip(names, session.run(names, inputs), strict=True)
+    return {name: torch.from_numpy(a) for name, a in found if _is_numbers(a)}
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
 
 
 def named(proto: Any, example: Any) -> Arrays:
@@ -86,11 +92,21 @@ def named(proto: Any, example: Any) -> Arrays:
         found = dict(zip(names, values, strict=True))
     if set(found) != set(names):
         raise ValueError(f"its inputs are {', '.join(names)}, not {', '.join(found)}")
-    return {name: np.asarray(_plain(value)) for name, value in found.items()}
+    return {i.name: _as_array(found[i.name], i) for i in _inputs(proto)}
 
 
-def _plain(value: Any) -> Any:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else value
+def _as_array(value: Any, given_to: Any) -> np.ndarray[Any, Any]:
+    """An array, in the input's own precision where both are real numbers."""
+    array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    dtype = _dtype(given_to)
+    return array.astype(dtype) if array.dtype.kind == "f" and dtype.kind == "f" else array
+
+
+def _dtype(value: Any) -> np.dtype[Any]:
+    kind = value.type.tensor_type.elem_type
+    if not kind:
+        raise ValueError(f"its input {value.name} is no tensor")
+    return np.dtype(needed("onnx").helper.tensor_dtype_to_np_dtype(kind))
 
 
 def _inputs(proto: Any) -> list[Any]:
@@ -114,12 +130,11 @@ def inputs_for(proto: Any) -> Iterator[Inputs]:
 
 def _drawn(value: Any, size: int, generator: np.random.Generator) -> np.ndarray[Any, Any]:
     """Sizes that may vary are 2 in the first place, ``size`` elsewhere; whole numbers 0 or 1."""
-    tensor = value.type.tensor_type
     shape = [
         d.dim_value if d.HasField("dim_value") else 2 if place == 0 else size
-        for place, d in enumerate(tensor.shape.dim)
+        for place, d in enumerate(value.type.tensor_type.shape.dim)
     ]
-    dtype = needed("onnx").helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    dtype = _dtype(value)
     if dtype.kind in "biu":
         return generator.integers(0, 2, shape).astype(dtype)
     return generator.standard_normal(shape).astype(dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from normkit.errors import DataError, ModelError
 from normkit.models.fold.report import Verification
 from normkit.models.racing import race
 
-__all__ = ["TOLERANCE", "Example", "examples_for", "time_both", "verify"]
+__all__ = ["TOLERANCE", "Example", "examples_for", "time_both", "verify", "worst_difference"]
 
 Tensor = torch.Tensor
 Change = Callable[[nn.Module], Any]
@@ -90,7 +90,7 @@ def verify(
     trial = _copy(model, dtype)
     change(trial)
     got = _changed_run(trial, example.to(dtype), watched)
-    worst, where = _worst(got, want)
+    worst, where = worst_difference(got, want)
     allowed = TOLERANCE
     if not worst <= allowed:  # parts of it may compute in less
         allowed = max(allowed, _noise(model, example, want, watched, dtype))
@@ -102,7 +102,7 @@ def verify(
         trial = copy.deepcopy(model)
         want = _run(trial, example.to(own), watched)
         change(trial)
-        own_worst, where = _worst(_changed_run(trial, example.to(own), watched), want)
+        own_worst, where = worst_difference(_changed_run(trial, example.to(own), watched), want)
     if tolerance is not None and not own_worst <= tolerance:
         raise _differs(own_worst, where, tolerance, own)
     return example, Verification(worst, _word(dtype), own_worst, _word(own), example.words)
@@ -225,8 +225,8 @@ def _sample(output: Tensor) -> Tensor:
 # --- differences ----------------------------------------------------------------------------------
 
 
-def _worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> tuple[float, str]:
-    """The worst relative difference and where it is."""
+def worst_difference(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> tuple[float, str]:
+    """The worst difference, relative to the largest element of the same value, and where it is."""
     worst, where = 0.0, ""
     for what, wanted in want.items():
         difference = _difference(got.get(what), wanted)
@@ -270,7 +270,7 @@ def _noise(
             if weight.is_floating_point():
                 noise = torch.randn(weight.shape, generator=generator).to(weight)
                 weight.mul_(1 + torch.finfo(least.found).eps * noise)
-    moved, _ = _worst(_run(trial, example.to(dtype), watched), want)
+    moved, _ = worst_difference(_run(trial, example.to(dtype), watched), want)
     return min(_NOISE * moved, _WORST_NOISE)
 
 
