@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from normkit.models.audit.channels import Gauge, by_channel
+from normkit.models.audit.channels import Gauge, by_channel, sample_moments
 from normkit.models.audit.drift import from_running
 from normkit.models.sites import NormSite, site_of
 from normkit.torch.transforms import is_recomputation
@@ -64,7 +64,7 @@ class Ear:
             return
         values = by_channel(args[0] if args else kwargs.get("input"), self._site)
         if values is not None:
-            self._gauge.add(values.detach())
+            self._gauge.add(*sample_moments(values.detach()))
 
     def _hear_output(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self._is_out() or self._site is None:
