@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from browser import Browser, needs_chromium
+from normkit.demo import chapters, journey
+from normkit.demo import main as command
 from normkit.demo.data import digits
 from normkit.demo.main import main
 from normkit.demo.networks import build
@@ -21,9 +24,6 @@ from normkit.demo.training import Agreement, Point, Result, Run, one_at_a_time, 
 from test_report import chart_data, loads
 
 COMMAND = [sys.executable, "-m", "normkit.demo", "--quick", "--seed", "7"]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def runs(tmp_path_factory) -> list[tuple[str, str, Path]]:
 def without_seconds(stdout: str) -> list[str]:
     """The lines of the run, less the last column of the table and the path."""
     lines = stdout.splitlines()
-    assert lines[-1].startswith("Learning curves: ")
+    assert lines[-1].startswith("The page: ")
     end = lines.index("")
     return [line.rpartition(" ")[0].rstrip() for line in lines[:end]] + lines[end:-1]
 
@@ -71,7 +71,8 @@ def test_table_has_every_run_and_the_page_the_same_figures(runs):
         ("convolutional", "none", "0.2"),
     ]
     text = out.read_text(encoding="utf-8")
-    cells = re.findall(r"<td.*?>(.*?)</td>", text)
+    figures = text[text.index("<h2>The figures</h2>") :].partition("</table>")[0]
+    cells = re.findall(r"<td.*?>(.*?)</td>", figures)
     assert cells == [cell for row in rows for cell in row]
     charts = chart_data(text)
     assert len(charts) == 4
@@ -87,8 +88,8 @@ def test_batch_norm_learns_where_the_plain_network_fails(runs):
 
 def test_plain_progress_is_a_line_a_run(runs):
     lines = [line for line in runs[0][1].splitlines() if line.startswith("[")]
-    assert len(lines) == 8
-    assert lines[0].startswith("[1/8] dense with batch norm, rate 0.02, seed 7: train ")
+    assert len(lines) == 9  # the eight of the table, and the one that goes on the journey
+    assert lines[0].startswith("[1/9] dense with batch norm, rate 0.02, seed 7: train ")
 
 
 def test_page_loads_nothing(runs):
@@ -98,25 +99,48 @@ def test_page_loads_nothing(runs):
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_chromium
 def test_page_draws_in_a_browser(runs, tmp_path):
-    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
-    done = subprocess.run(
-        [
-            *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"),
-            *(*quiet, f"--user-data-dir={tmp_path}", "--enable-logging=stderr"),
-            *("--virtual-time-budget=5000", "--dump-dom", runs[0][2].as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+    with Browser(tmp_path) as browser:
+        browser.open(runs[0][2])
+        browser.ask("new Promise(done => setTimeout(done, 300))")
+        assert browser.ask("document.documentElement.dataset.drawn") == "true"
+        assert browser.ask("document.querySelectorAll('.plot.js-plotly-plot').length") == 4
+        assert browser.ask("document.querySelectorAll('.trace.scatter').length") == 16
+        for width in (390, 1200):
+            browser.resize(width)
+            assert browser.overflow() <= 0
+        assert browser.problems == []  # no error, and nothing that the policy had to refuse
+
+
+def test_the_journey_is_told_in_short_lines(runs):
+    lines = runs[0][0].splitlines()
+    start = lines.index("The journey of the convolutional network, seed 7:")
+    told = lines[start + 1 : lines.index("", start)]
+    assert [line.split()[0] for line in told] == (
+        ["trained", "spoiled", "recalibrated", "folded", "compared"]
     )
-    assert 'data-drawn="true"' in done.stdout
-    assert len(re.findall(r'class="plot [^"]*js-plotly-plot', done.stdout)) == 4
-    assert len(re.findall(r'class="trace scatter', done.stdout)) == 16
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []  # no error, and nothing that the page's policy had to refuse
+    share = [float(re.search(r"([\d.]+)% right", line)[1]) for line in told[:4]]
+    assert share[1] < share[0] - 1
+    assert abs(share[2] - share[0]) < 1
+    assert share[3] == share[2]
+    assert re.search("audit: nothing found by 2[0-9] rules$", told[0])
+    assert told[1].endswith("audit: stale-statistics (error) at layer 4")
+    assert re.search("audit: nothing found by 2[0-9] rules$", told[2])
+    assert "2 of 2 norms folded" in told[4]
+    assert "500 of 500 predictions alike" in told[4]
+    assert max(map(len, lines[start : start + 5])) < 100
+
+
+def test_the_page_tells_the_journey_too(runs):
+    text = runs[0][2].read_text(encoding="utf-8")
+    assert "A trained network was spoiled, found out, repaired and folded, and still agrees" in text
+    anchors = re.findall(r'id="at-(\w+)"', text)
+    assert anchors == ["trained", "spoiled", "recalibrated"]
+    opened = re.findall(r'<details class="fold" id="at-(\S+)" open>', text)
+    assert opened == ["spoiled", "spoiled-2"]  # the audit that found something, and the layer
+    for heading in ("What recalibrating changed", "What folding did", "How it was trained"):
+        assert f"<h2>{heading}</h2>" in text
 
 
 @pytest.mark.parametrize(
@@ -151,13 +175,40 @@ def test_page_that_cannot_be_written_is_found_out_before_the_work(tmp_path, caps
     assert "the page could not be written" in output.err
 
 
+def test_a_page_is_not_replaced_unless_told_and_that_before_the_work(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("precious")
+    assert main(["--out", str(page)]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "would replace a file" in output.err
+    assert "--overwrite" in output.err
+    assert page.read_text() == "precious"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--out", "mine.html", "--overwrite"]])
+def test_the_usual_page_is_replaced_and_others_when_told(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("out/demo.html"), Path("mine.html")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_train", interrupt)
+    assert main(["--quick", *arguments]) == 130  # it got as far as the training
+    assert Path("out/demo.html").read_text() == Path("mine.html").read_text() == "old"
+
+
 def test_interrupted_run_leaves_no_file(tmp_path):
     command = [*COMMAND, "--out", tmp_path / "page.html"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as run:
         for line in run.stderr:
-            if line.startswith("[1/8]"):
+            if line.startswith("[1/9]"):
                 break
         run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
@@ -263,3 +314,91 @@ def test_agreement_fails_for_batch_norm_alone():
     assert not holds
     assert "NOT equal" in words
     assert not agreement([result(20, True, broken)])[0]
+
+
+# --- the journey ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained() -> Result:
+    return train(journey.wanted(0, "torch"), digits(0), lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def travelled(trained) -> journey.Journey:
+    return journey.travel(trained, digits(0), lambda _: None)
+
+
+def changed(whole, **fields):
+    """A copy of a value with other fields."""
+    other = copy.copy(whole)
+    for name, value in fields.items():
+        object.__setattr__(other, name, value)
+    return other
+
+
+def test_spoiling_changes_the_statistics_of_a_copy_and_nothing_else(trained):
+    data = digits(0)
+    before = {name: one.clone() for name, one in trained.network.state_dict().items()}
+    spoiled = journey.spoil(trained.network, trained.run, (data.train_images, data.train_labels))
+    for name, one in trained.network.state_dict().items():
+        assert torch.equal(one, before[name]), name
+    moved = [
+        name for name, one in spoiled.state_dict().items() if not torch.equal(one, before[name])
+    ]
+    assert moved == ["1.running_mean", "1.running_var", "4.running_mean", "4.running_var"]
+    # of the weights before the training, by hand
+    young = build("convolutional", True, "torch", seed=0)
+    first = young[0](data.train_images).detach().double()
+    assert torch.allclose(spoiled[1].running_mean.double(), first.mean((0, 2, 3)), atol=1e-6)
+    assert torch.allclose(spoiled[1].running_var.double(), first.var((0, 2, 3)), rtol=1e-5)
+
+
+def test_the_journey_holds_and_leaves_the_trained_network_alone(trained, travelled):
+    assert all(travelled.checks.values()), travelled.checks
+    assert not any(isinstance(layer, torch.nn.Identity) for layer in trained.network)
+    assert travelled.images == travelled.alike == 500
+    assert len(travelled.logits[0]) == len(travelled.logits[1]) == 5000
+    assert chapters.verdict(travelled).level == "good"
+    assert [fold.norm for fold in travelled.folding.folded] == ["1", "4"]
+    assert {finding.rule for finding in travelled.spoiled.report.findings} == {"stale-statistics"}
+
+
+def test_every_check_of_the_journey_can_fail(travelled):
+    clean, found = travelled.trained, travelled.spoiled
+    broken = {
+        "nothing was found in the trained network": {"trained": found},
+        "the spoiled statistics were found, and nothing else": {"spoiled": clean},
+        "nothing was found after recalibrating": {"repaired": found},
+        "all norms were folded": {
+            "folding": changed(travelled.folding, refused=(("4", "for a reason"),))
+        },
+        "all predictions agree": {"alike": 499},
+    }
+    assert list(broken) == list(travelled.checks)
+    for words, fields in broken.items():
+        other = changed(travelled, **fields)
+        assert [name for name, held in other.checks.items() if not held] == [words]
+        assert not other.holds
+        verdict = chapters.verdict(other)
+        assert verdict.level == "error"
+        assert words in verdict.words
+    apart = changed(travelled, agreement=Agreement(1.0, 10.0))
+    assert not apart.checks["all predictions agree"]
+
+
+def test_a_journey_that_fails_is_an_exit_status(travelled, monkeypatch, tmp_path, capsys):
+    runs = []
+
+    def one(wanted, _):
+        runs.extend(wanted)
+        return {
+            run: Result(run, result(20, True).points, 1.0, Agreement(0.0, 1.0)) for run in wanted
+        }
+
+    monkeypatch.setattr(command, "_train", one)
+    for journeyed, status in ((travelled, 0), (changed(travelled, alike=499), 1)):
+        monkeypatch.setattr(journey, "travel", lambda *_, done=journeyed: done)
+        assert main(["--out", str(tmp_path / "page.html"), "--overwrite"]) == status
+    assert journey.wanted(0, "torch") in runs
+    assert len(runs) == len(set(runs)) * 2 == 48  # the journey's network is one of the table's

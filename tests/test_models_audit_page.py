@@ -341,7 +341,7 @@ def test_the_worst_layers_stand_open():
     layers = [record(f"l{i}") for i in range(8)]
     found = [finding("l7", severity="error"), *(finding(f"l{i}") for i in range(5))]
     folds = part(report(layers=layers, findings=found), Folds).folds
-    assert [fold.title for fold in folds if fold.opened] == ["1. l0", "2. l1", "8. l7"]
+    assert [fold.title for fold in folds if fold.opened] == ["Norm 1: l0", "Norm 2: l1", "Norm 8: l7"]
     assert [fold.level for fold in folds] == ["warning"] * 5 + ["good", "good", "error"]
     assert folds[7].words == "BatchNorm2d, 8 channels: stale-statistics"
 

@@ -1,4 +1,4 @@
-"""The command: its arguments, the runs, the table, the page."""
+"""The command: its arguments, the runs, the table, the journey, the page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from normkit.demo.data import Digits
     from normkit.demo.networks import Init, Network
-    from normkit.demo.training import Result
+    from normkit.demo.training import Result, Run
 
 DEFAULT_OUT = Path("out/demo.html")
 MOST_SEED = 2**32 - 4  # scikit-learn's limit, less the seeds that follow the first
@@ -44,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        return _demo(options.out, options.seed, options.quick, options.init, options.open)
+        return _demo(options)
     except KeyboardInterrupt:
         print("\ninterrupted; no page was written", file=sys.stderr)
         return 130
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="normkit.demo",
-        description="Two small networks learn handwritten digits with batch norm and without.",
+        description=(
+            "Two small networks learn handwritten digits with batch norm and without. One of them "
+            "is then audited, spoiled, found out, recalibrated and folded, and has to agree."
+        ),
     )
     parser.add_argument("--quick", action="store_true", help="one seed and a fifth of the steps")
     parser.add_argument(
@@ -85,8 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         type=_file,
         default=DEFAULT_OUT,
         metavar="FILE",
-        help=f"the page of learning curves (default: {DEFAULT_OUT})",
+        help=f"the page (default: {DEFAULT_OUT}, which is replaced)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser
 
@@ -112,54 +117,74 @@ def _file(text: str) -> Path:
     return path
 
 
-def _demo(out: Path, seed: int, quick: bool, init: Init, show: bool) -> int:
+def _demo(options: argparse.Namespace) -> int:
+    from normkit.writing import check_output
+
+    out, init, seed = options.out, options.init, options.seed
+    # found out before the work rather than after
+    check_output(out, overwrite=options.overwrite or out == DEFAULT_OUT)
     # Imported late: --help and wrong arguments are answered at once.
-    from normkit.demo import page, summary
+    from normkit.demo import journey, page, summary
     from normkit.report import save
 
-    out.parent.mkdir(parents=True, exist_ok=True)  # found out before the work rather than after
-    results = _train(seed, quick, init)
-    groups = summary.grouped(results)
+    seeds = range(seed, seed + (QUICK_SEEDS if options.quick else SEEDS))
+    data, runs = _data(seeds), _runs(seeds, options.quick, init)
+    traveller = journey.wanted(seed, init)
+    results = _train(list(dict.fromkeys([*runs, traveller])), data)
+    groups = summary.grouped(results[run] for run in runs)
     found = summary.findings(groups)
-    holds, checked = summary.agreement(results)
+    holds, checked = summary.agreement(results.values())
     print(summary.table(groups))
     print()
-    print("\n".join([*found, checked]))
-    save(out, page.render(groups, found, checked, init))
-    print(f"Learning curves: {out.resolve()}")
-    if show:
+    print("\n".join([*found, checked]), flush=True)
+    print(f"\nThe journey of the {traveller.network} network, seed {seed}:", flush=True)
+    done = journey.travel(results[traveller], data[seed], _say)
+    save(out, page.render(groups, found, checked, init, done))
+    print(f"\nThe page: {out.resolve()}")
+    if options.open:
         webbrowser.open(out.resolve().as_uri())
-    return 0 if holds else 1
+    return 0 if holds and done.holds else 1
 
 
-def _train(seed: int, quick: bool, init: Init) -> list[Result]:
-    import torch
+def _say(words: str) -> None:
+    print(words, flush=True)
 
+
+def _data(seeds: Sequence[int]) -> dict[int, Digits]:
     from normkit.demo.data import digits
-    from normkit.demo.progress import progress
-    from normkit.demo.training import Run, prepare, train
-    from normkit.torch import use_native_up_to
 
-    use_native_up_to(0)  # every layer through normkit's kernels, also where PyTorch's are as quick
+    return {one: digits(one) for one in seeds}
 
-    seeds = range(seed, seed + (QUICK_SEEDS if quick else SEEDS))
-    # Networks so small gain little from a second thread, and lose much where other programs
-    # run (380 s, not 47). The sums, and so the figures, are then the same for any number too.
-    torch.set_num_threads(1)
+
+def _runs(seeds: Sequence[int], quick: bool, init: Init) -> list[Run]:
+    from normkit.demo.training import Run
+
     share = QUICK_SHARE if quick else 1
-    runs = [
+    return [
         Run(trial.network, batch_norm, rate, trial.steps // share, one, init)
         for trial in TRIALS
         for rate in trial.rates
         for batch_norm in (True, False)
         for one in seeds
     ]
-    data = {one: digits(one) for one in seeds}
-    prepare(data[seed])
-    results = []
+
+
+def _train(runs: Sequence[Run], data: dict[int, Digits]) -> dict[Run, Result]:
+    import torch
+
+    from normkit.demo.progress import progress
+    from normkit.demo.training import prepare, train
+    from normkit.torch import use_native_up_to
+
+    use_native_up_to(0)  # every layer through normkit's kernels, also where PyTorch's are as quick
+    # Networks so small gain little from a second thread, and lose much where other programs
+    # run (380 s, not 47). The sums, and so the figures, are then the same for any number too.
+    torch.set_num_threads(1)
+    prepare(next(iter(data.values())))
+    results = {}
     with progress(len(runs)) as bar:
         for run in runs:
             bar.started(run)
-            results.append(train(run, data[run.seed], bar.measured))
-            bar.finished(results[-1])
+            results[run] = train(run, data[run.seed], bar.measured)
+            bar.finished(results[run])
     return results

@@ -1,20 +1,26 @@
-"""The demo's page: what was run, the table, and the learning curves."""
+"""The demo's page: the journey of one network, and the learning curves of all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from normkit.demo.chapters import chapters, verdict
+from normkit.demo.journey import Journey
 from normkit.demo.networks import DESCRIPTION, Init, Network
 from normkit.demo.summary import COLUMNS, NUMERIC, Group
 from normkit.demo.training import BATCH, EVERY, Result
 from normkit.report import Chart, Line, Section, Table, Text, page
 
-TITLE = "Two networks learn digits, with batch norm and without"
+TITLE = "Batch norm on digits: learned with and without, then spoiled, repaired and folded away"
 
 
-def render(groups: Sequence[Group], found: Sequence[str], checked: str, init: Init) -> str:
+def render(
+    groups: Sequence[Group], found: Sequence[str], checked: str, init: Init, journey: Journey
+) -> str:
     sections: list[Section] = [
-        Text("What the runs show", [*found, checked]),
+        verdict(journey),
+        *chapters(journey),
+        Text("With batch norm and without: what the runs show", [*found, checked]),
         Table("The figures", COLUMNS, [group.row for group in groups], NUMERIC, note=_note(groups)),
     ]
     networks = dict.fromkeys(group.network for group in groups)

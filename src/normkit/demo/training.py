@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -54,6 +54,7 @@ class Result:
     points: tuple[Point, ...]
     seconds: float
     agreement: Agreement
+    network: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @property
     def steps_to_goal(self) -> int | None:
@@ -105,7 +106,8 @@ def train(run: Run, data: Digits, report: Callable[[Point], None]) -> Result:
             points.append(_measure(step, network, data))
             report(points[-1])
     seconds = time.perf_counter() - start
-    return Result(run, tuple(points), seconds, one_at_a_time(network, data.test_images))
+    agreement = one_at_a_time(network, data.test_images)
+    return Result(run, tuple(points), seconds, agreement, network)
 
 
 def _batches(size: int, run: Run) -> Iterator[torch.Tensor]:

@@ -1,5 +1,5 @@
 // Draws every chart from the JSON beside it, in the page's own colours, and again when the reader
-// turns from light to dark.
+// turns from light to dark, or prints.
 (function () {
   "use strict";
   const styles = getComputedStyle(document.documentElement);
@@ -53,5 +53,7 @@
   }
 
   draw();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  for (const medium of ["(prefers-color-scheme: dark)", "print"]) {
+    matchMedia(medium).addEventListener("change", draw);
+  }
 })();

@@ -262,7 +262,7 @@ def _layers(report: Report, prefix: str) -> Folds:
     opened = sorted(wrong, key=lambda name: -SEVERITIES.index(levels[name]))[:OPENED]
     folds = [
         Fold(
-            title=f"{i}. {layer.name or 'the model itself'}",
+            title=f"Norm {i}: {layer.name or 'the model itself'}",
             words=_words(report, layer),
             sections=_inside(report, layer),
             level=levels[layer.name],
