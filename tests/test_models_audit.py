@@ -337,6 +337,7 @@ class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nt.BatchNorm2d(4, renorm=True)
+        self.instance = nn.InstanceNorm2d(4, track_running_stats=True)
         self.open = nn.BatchNorm2d(4)
         self.conv = nn.Conv2d(1, 4, 3)
         self.register_buffer("seen", torch.zeros(()))
@@ -351,7 +352,7 @@ class Counting(nn.Module):
         random.random(), np.random.random(), torch.rand(1)  # noqa: NPY002
         if len(self.sizes) > 3 and getattr(self, "failing", None):
             raise self.failing
-        return self.open(self.norm(self.conv(x))).mean((2, 3))
+        return self.open(self.instance(self.norm(self.conv(x)))).mean((2, 3))
 
 
 def counting(training):
@@ -359,6 +360,7 @@ def counting(training):
     model(torch.randn(8, 1, 8, 8)).sum().backward()
     model.train(training)
     model.open.train()
+    model.instance.track_running_stats = False  # moves its statistics in eval mode
     model.conv.bias.requires_grad_(False)
     model.conv.register_forward_hook(lambda *_: None)
     return model
@@ -509,7 +511,7 @@ def test_without_data_the_rest_is_looked_at():
 def test_an_example_gives_shapes():
     model = counting(False)
     before = state(model)
-    evidence, _ = _gather(model, Configuration())
+    evidence = _gather(model, Configuration()).evidence
     assert evidence.lacks("shapes")
     report = audit(model, example=torch.zeros(2, 1, 8, 8), batch_size=64)
     assert_same(before, state(model))
@@ -541,6 +543,56 @@ def test_a_checkpoint_is_looked_at_but_not_run(tmp_path):
     needs = {each.rule: each.needs for each in report.skipped}
     assert "checkpoint" in needs["stale-statistics"]
     assert any("the data was not used" in note for note in report.notes)
+
+
+ANY = torch.export.Dim("samples", min=1, max=99)
+
+
+def exported(name, model=None, decomposed=False, size=ANY):
+    model = zoo.trained(name) if model is None else model
+    dynamic = ({0: size},) if size else None
+    program = torch.export.export(model, (torch.zeros(8, 1, 8, 8),), dynamic_shapes=dynamic)
+    return program.run_decompositions() if decomposed else program
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's own, while it exports
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("name", ["residual", "mixed", "siamese", "sequence", "transformer"])
+def test_a_program_is_run_like_the_model_it_came_from(name, decomposed):
+    data = zoo.batches(samples=200)
+    program = exported(name, decomposed=decomposed)
+    report, wanted = audit(program, data), audit(zoo.trained(name), data)
+    assert not report.findings, str(report)
+    by_name = {layer.name: layer for layer in report.layers}
+    for layer in wanted.layers:
+        np.testing.assert_allclose(
+            by_name[layer.name].fresh_mean, layer.fresh_mean, rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(by_name[layer.name].fresh_var, layer.fresh_var, rtol=1e-4)
+        assert by_name[layer.name].samples == layer.samples
+    assert {each.rule for each in report.skipped} >= {"batch-statistics-at-inference"}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_faults_of_a_program_are_found(decomposed):
+    model = zoo.trained("residual")
+    model[4].bn1.running_var.mul_(9)
+    program = exported("residual", model, decomposed)
+    before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
+    report = audit(program, zoo.batches(samples=400))
+    assert [(f.rule, f.site) for f in report.findings] == [("stale-statistics", "4.bn1")]
+    assert all(torch.equal(program.state_dict[name], was) for name, was in before.items())
+    spoken = [{"input": x, "labels": y} for x, y in zoo.batches(samples=128)]
+    assert audit(program, spoken).layers[0].samples == 128
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_program_of_one_batch_size_says_so():
+    program = exported("residual", size=None)
+    with pytest.raises(DataError, match="does not take this batch"):
+        audit(program, zoo.batches(samples=64))
+    assert audit(program, zoo.batches(8, 64)).layers[0].samples == 64
 
 
 def test_what_is_no_model():
@@ -620,7 +672,7 @@ def test_causes_are_kept_and_effects_left_out(cause, effect, left):
         return made(name, check, **more)
 
     rules = [rule_of("effect", effect, yields_to=("cause",)), rule_of("cause", cause)]
-    evidence, _ = _gather(zoo.fresh("dense"), Configuration())
+    evidence = _gather(zoo.fresh("dense"), Configuration()).evidence
     findings, _, ran = run_rules(rules, evidence)
     assert ran == ["effect", "cause"]
     assert ("effect" in [f.rule for f in findings]) is left

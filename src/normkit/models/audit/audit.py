@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -14,13 +14,14 @@ from normkit.errors import OptionError
 from normkit.models.audit.evidence import Configuration, Evidence
 from normkit.models.audit.findings import Report
 from normkit.models.audit.observe import observe, shapes_of
+from normkit.models.audit.programs import listenable
 from normkit.models.audit.records import layer_records, network_map
 from normkit.models.audit.rule import Rule
 from normkit.models.audit.rules import RULES
 from normkit.models.audit.running import run_rules
 from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.batches import Forward
-from normkit.models.sites import find_sites
+from normkit.models.sites import NormSite, find_sites
 from normkit.models.tracing import trace
 from normkit.models.wrappers import plain_model
 
@@ -78,12 +79,12 @@ def audit(
     [('bad-buffers', '1')]
     """
     wanted = _wanted(rules, ignore)
-    evidence, title = _gather(model, _configuration(configuration, known))
-    evidence = _measure(evidence, data, example, forward, progress)
+    subject = _gather(model, _configuration(configuration, known))
+    evidence = _measure(subject, data, example, forward, progress)
     findings, skipped, ran = run_rules(wanted, evidence)
     nodes, edges = network_map(evidence.graph)
     return Report(
-        model=name or title,
+        model=name or subject.name,
         findings=findings,
         skipped=skipped,
         ran=ran,
@@ -97,26 +98,44 @@ def audit(
 # --- what there is to look at ---------------------------------------------------------------------
 
 
-def _gather(model: Any, configuration: Configuration) -> tuple[Evidence, str]:
-    """All that is known without running the model, and its name."""
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What is audited.
+
+    Args:
+        evidence: all that is known without running it.
+        name: for people.
+        runs: a module that can be run on data; None for a file that cannot.
+        sites: its norms, with the layers in ``runs``.
+    """
+
+    evidence: Evidence
+    name: str
+    runs: nn.Module | None = None
+    sites: Sequence[NormSite] = ()
+
+
+def _gather(model: Any, configuration: Configuration) -> _Subject:
     if isinstance(model, nn.Module):
-        title = type(plain_model(model)).__name__
-        return _of_module(model, configuration), title
+        return _of_module(model, type(plain_model(model)).__name__, configuration)
     opened = model
     if not hasattr(opened, "sites"):
         from normkit.models.opening import open_model  # files, programs and code: seldom needed
 
         opened = open_model(model)
     if opened.module is not None:
-        return _of_module(opened.module, configuration), opened.name
-    evidence = Evidence(
-        opened.sites(), opened.tensors, opened.graph(), configuration=configuration,
-        blind=f"a model that runs: a {opened.format} is looked at, not run",
-    )  # fmt: skip
-    return evidence, opened.name
+        return _of_module(opened.module, opened.name, configuration)
+    graph = opened.graph()
+    evidence = Evidence(opened.sites(), opened.tensors, graph, configuration=configuration)
+    if opened.program is not None and graph is not None:
+        runs, sites = listenable(opened.program, evidence.sites, graph)
+        return _Subject(evidence, opened.name, runs, sites)
+    kind = {"onnx": "an ONNX file", "checkpoint": "a checkpoint"}.get(opened.format, "a file")
+    blind = f"a model that runs: {kind} is looked at, not run"
+    return _Subject(replace(evidence, blind=blind), opened.name)
 
 
-def _of_module(model: nn.Module, configuration: Configuration) -> Evidence:
+def _of_module(model: nn.Module, name: str, configuration: Configuration) -> _Subject:
     model = plain_model(model)
     if isinstance(model, AveragedModel):
         if configuration.averaged is None:
@@ -130,22 +149,23 @@ def _of_module(model: nn.Module, configuration: Configuration) -> Evidence:
         blind = "a model that knows its shapes: call it once, it has lazy layers"
     with undisturbed(model):  # a forward may leave traces while it is followed, too
         graph = trace(model)
-    return Evidence(
-        find_sites(model), tensors, graph, model, configuration=configuration, blind=blind
-    )
+    sites = find_sites(model)
+    evidence = Evidence(sites, tensors, graph, model, configuration=configuration, blind=blind)
+    return _Subject(evidence, name, None if blind else model, sites)
 
 
 def _measure(
-    evidence: Evidence, data: Any, example: Any, forward: Forward | None, progress: bool | None
+    subject: _Subject, data: Any, example: Any, forward: Forward | None, progress: bool | None
 ) -> Evidence:
     """With what running the model shows."""
-    if evidence.model is None or evidence.blind or not evidence.sites:
+    evidence = subject.evidence
+    if subject.runs is None or not subject.sites:
         return evidence if data is not None else replace(evidence, blind="")
     if data is not None:
-        study, shapes = observe(evidence.model, evidence.sites, data, forward, progress)
+        study, shapes = observe(subject.runs, subject.sites, data, forward, progress)
         return replace(evidence, study=study, shapes=shapes)
     if example is not None:
-        return replace(evidence, shapes=shapes_of(evidence.model, evidence.sites, example, forward))
+        return replace(evidence, shapes=shapes_of(subject.runs, subject.sites, example, forward))
     return evidence
 
 

@@ -9,7 +9,7 @@ import torch
 
 from normkit.models.audit.evidence import Spread
 
-__all__ = ["Drift", "between", "from_running"]
+__all__ = ["Drift", "between", "divergence", "from_running"]
 
 Tensor = torch.Tensor
 
@@ -33,6 +33,16 @@ class Drift:
     ratio: Tensor
 
 
+def divergence(shift: Tensor, ratio: Tensor) -> Tensor:
+    """KL of a normal distribution from an old one.
+
+    Args:
+        shift: of the mean, in old standard deviations.
+        ratio: new variance / old variance.
+    """
+    return 0.5 * (ratio - 1 - ratio.log() + shift.square())
+
+
 def from_running(
     mean: Tensor, var: Tensor, seen: Spread, eps: float | None, behind: float
 ) -> Drift:
@@ -54,7 +64,6 @@ def _drift(mean: Tensor, var: Tensor, seen: Spread, eps: float | None, share: fl
     var, new_var = var.clamp(min=tiny), new_var.clamp(min=tiny)
     ratio = new_var / var
     shift = (new_mean - mean) / var.sqrt()
-    divergence = 0.5 * (ratio - 1 - ratio.log() + shift.square())
     # Second order in the errors of mean and variance; of independent normal values it is `share`.
     noise = 0.5 * (seen.mean_scatter / new_var + 0.5 * seen.var_scatter / new_var.square())
-    return Drift(divergence, share * noise, shift, ratio)
+    return Drift(divergence(shift, ratio), share * noise, shift, ratio)

@@ -112,6 +112,8 @@ class Listener:
         return split.transpose(1, 2).reshape(self.samples, channels, each * positions)
 
     def _after(self, _module: nn.Module, _args: Any, result: Any) -> None:
+        if isinstance(result, tuple) and result:  # some operators hand on their statistics
+            result = result[0]
         values = None if self.deaf else by_channel(result, self.site)
         if values is None or not values.numel():
             return

@@ -53,8 +53,8 @@ class _Kept:
             for value in self.attributes.values()
             if isinstance(value, (dict, list, set))
         ]
-        buffers = [b for b in module._buffers.values() if b is not None and not _is_lazy(b)]
-        self.values = [(b, b._version, b.detach().clone()) for b in buffers]
+        buffers = [b for b in module._buffers.values() if b is not None and _has_values(b)]
+        self.values = [(b, b.detach().clone()) for b in buffers]
         if isinstance(getattr(module, "tracker", None), Tracker):
             module.__dict__["tracker"] = Tracker()
 
@@ -68,13 +68,13 @@ class _Kept:
         for container, before in self.containers:
             _refill(container, before)
         with torch.no_grad():
-            for buffer, version, value in self.values:
-                if buffer._version != version:
+            for buffer, value in self.values:
+                if not torch.equal(buffer, value):  # batch norm changes them without a new version
                     buffer.copy_(value)
 
 
-def _is_lazy(tensor: torch.Tensor) -> bool:
-    return nn.parameter.is_lazy(tensor)
+def _has_values(tensor: torch.Tensor) -> bool:
+    return not nn.parameter.is_lazy(tensor) and not tensor.is_meta
 
 
 def _refill(container: Any, before: Any) -> None:

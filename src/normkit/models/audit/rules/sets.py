@@ -16,7 +16,6 @@ __all__ = [
     "OFF",
     "SHARE",
     "channels_where",
-    "divergence",
     "is_initial",
     "learns_statistics",
     "listed",
@@ -65,16 +64,6 @@ def is_initial(site: NormSite) -> bool:
 def option(site: NormSite, name: str) -> Any:
     """An option of a normkit layer; None for other layers."""
     return getattr(getattr(site.module, "options", None), name, None)
-
-
-def divergence(shift: Tensor, ratio: Tensor) -> Tensor:
-    """KL of a normal distribution from an old one.
-
-    Args:
-        shift: of the mean, in old standard deviations.
-        ratio: new variance / old variance.
-    """
-    return 0.5 * (ratio - 1 - ratio.log() + shift.square())
 
 
 # --- words ----------------------------------------------------------------------------------------

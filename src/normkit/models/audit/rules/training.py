@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from normkit.models.audit.drift import from_running
+from normkit.models.audit.drift import divergence, from_running
 from normkit.models.audit.evidence import Configuration, Evidence
 from normkit.models.audit.findings import Finding
 from normkit.models.audit.rule import NotEnoughError, Rule, rule
 from normkit.models.audit.rules.sets import (
     OFF,
     SHARE,
-    divergence,
     is_initial,
     learns_statistics,
     moving,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from normkit.models.audit.drift import divergence
 from normkit.models.audit.evidence import Evidence
 from normkit.models.audit.findings import Finding
 from normkit.models.audit.rule import Rule, rule
@@ -15,7 +16,6 @@ from normkit.models.audit.rules.sets import (
     OFF,
     SHARE,
     channels_where,
-    divergence,
     is_initial,
     learns_statistics,
     listed,
