@@ -196,6 +196,18 @@ def test_what_has_a_graph_of_its_own_is_noted():
     assert "operator of own" in next(iter(foreign.unknown.values()))
 
 
+def test_norms_in_inner_graphs_are_known_and_stay():
+    body = f"""c = Conv(x, w)
+        z = Cast<to = 9>(k)
+        y = If<then_branch = then () => (float[1, 2, 4, 4] t) {{ {NORM.replace("y =", "t =")} }},
+               else_branch = other () => (float[1, 2, 4, 4] e) {{ e = Identity(x) }}>(z)"""
+    given = [*weights(w=(2, 2, 1, 1), k=(1,)), *batch_norm("n", 2)]
+    proto = built(body, (1, 2, 4, 4), (1, 2, 4, 4), given)
+    (site,) = onnx_sites(proto)
+    assert (site.name, site.channels, site.tracks) == ("n", 2, True)
+    assert "within If_2, which holds a graph of its own" in reason(proto)
+
+
 @pytest.mark.parametrize(
     ("opset", "text", "training"),
     [

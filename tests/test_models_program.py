@@ -234,6 +234,30 @@ def test_who_else_takes_a_weight_is_seen():
     assert (site.name, site.kind, site.channels) == ("gain", "layer", 4)
 
 
+class Inside(nn.Module):
+    """A norm in a graph that an operator holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.norm(self.conv(x))
+
+
+def test_norms_in_inner_graphs_are_known_and_stay():
+    model = trained(Inside())
+    program = exported(model, draw(2, 3, 6, 6))
+    (site,) = program_sites(program)
+    assert (site.name, site.type_name, site.channels) == ("norm", "BatchNorm2d", 4)
+    assert torch.equal(site.mean, model.norm.running_mean)
+    graph = program_graph(program)
+    assert not graph.calls("norm")
+    assert "wrap_with_autocast" in next(iter(graph.unknown.values()))
+    assert "within wrap_with_autocast" in reason(model, draw(2, 3, 6, 6))
+
+
 # --- folding --------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from normkit.models import onnx_ops as ops
 from normkit.models.graph import Graph, Node
 from normkit.models.onnx_norms import Composite, composites
-from normkit.models.onnx_values import Values, attributes_of, captured, decimal, taken
+from normkit.models.onnx_values import Values, attributes_of, captured, decimal, graphs_of, taken
 from normkit.models.reading import Call, Reading, Stored
 from normkit.models.sites import NormSite
 
@@ -61,6 +61,7 @@ class _Reader:
         self.sites: list[NormSite] = []
         self.calls: dict[str, Call] = {}
         self.unknown: dict[str, str] = {}
+        self.hidden: dict[str, str] = {}
         self.standing: dict[str, str] = {}  # the name of the node that has a value
         self.owners: dict[str, str] = {}  # the tensor, or the norm, that a target's name stands for
         self.composites = dict(composites(proto.graph, self.values))
@@ -78,7 +79,8 @@ class _Reader:
             self.node(node, self.free(node.name or f"{node.op_type}_{place}"))
         results = self.operands([o.name for o in graph.output])
         self.emit([], Node(self.free("output"), "output", results))
-        return Reading(Graph(list(self.nodes.values()), self.unknown), self.sites, self.calls)
+        whole = Graph(list(self.nodes.values()), self.unknown)
+        return Reading(whole, self.sites, self.calls, self.hidden)
 
     def free(self, name: str) -> str:
         """The name, or one like it that no node has."""
@@ -132,7 +134,7 @@ class _Reader:
         if depends or (found.kind == "batch" and any(t is None for t in statistics)):
             return self.other(node, name)
         said = attributes_of(node)
-        training = node.op_type == "BatchNormalization" and _in_training(node, self.values.opset)
+        training = _in_training(node, self.values.opset)
         obstacle = ""
         if any(t is None for t in tensors.values()):
             obstacle = "its parameters are not constant"
@@ -300,8 +302,9 @@ class _Reader:
     def other(self, node: Any, name: str) -> None:
         op, function, attributes = ops.plainly(node, self.values)
         shape = self.values.shape(node.output[0]) if node.output else None
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
+        if any(True for _ in graphs_of(node)):
             self.unknown[name] = f"{node.op_type} holds a graph of its own"
+            self.look_into(node, name, f"it is within {name}, which holds a graph of its own")
         elif (node.domain, node.op_type) in self.functions:
             self.unknown[name] = f"{node.op_type} is a function of the model's own"
         elif node.domain not in ("", "ai.onnx"):
@@ -314,6 +317,28 @@ class _Reader:
         inputs = self.operands(names)
         attributes = {**attributes, "shape": shape}
         self.emit(list(node.output), Node(name, op, inputs, "", function, attributes, "", node))
+
+    def look_into(self, node: Any, name: str, where: str) -> None:
+        """The norms in a node's own graphs; they are in no graph here."""
+        for graph in graphs_of(node):
+            for place, inner in enumerate(graph.node):
+                own = f"{name}/{inner.name or f'{inner.op_type}_{place}'}"
+                if inner.domain in ("", "ai.onnx") and inner.op_type in ops.NORMS:
+                    self.hidden_norm(inner, own, where)
+                self.look_into(inner, own, where)
+
+    def hidden_norm(self, node: Any, name: str, where: str) -> None:
+        found, said = self.single_norm(node), attributes_of(node)
+        tensors = {r: self.values.tensor(v) for r, v in found.parameters.items()}
+        target = self.target(self.common_name(found), name, name)
+        self.hidden[target] = where
+        if all(tensor is not None for tensor in tensors.values()):  # kept outside of that graph
+            training = node.op_type == "BatchNormalization" and _in_training(
+                node, self.values.opset
+            )
+            attributes = {"eps": decimal(said.get("epsilon", 1e-5)), "training": training}
+            site = self.site(target, found, node.op_type, tensors, attributes, said)
+            self.sites.append(site)
 
     def is_size(self, name: str) -> bool:
         """Whole numbers that follow from shapes say where, not what."""
@@ -328,8 +353,10 @@ _WHOLE = (6, 7)  # int32 and int64
 
 
 def _in_training(node: Any, opset: int) -> bool:
-    """By version: an attribute, the number of results, or another attribute."""
+    """A batch norm's, by version: an attribute, the number of results, or another attribute."""
     said = attributes_of(node)
+    if node.op_type != "BatchNormalization":
+        return False
     if opset < 7:
         return not said.get("is_test", 0)
     if opset < 14:

@@ -13,7 +13,16 @@ import torch
 from normkit.errors import ModelError
 from normkit.extras import needed
 
-__all__ = ["Values", "attributes_of", "captured", "decimal", "rename", "taken", "tensor_of"]
+__all__ = [
+    "Values",
+    "attributes_of",
+    "captured",
+    "decimal",
+    "graphs_of",
+    "rename",
+    "taken",
+    "tensor_of",
+]
 
 Tensor = torch.Tensor
 _LARGE = 4096  # elements: shapes do not depend on the content of more
@@ -172,13 +181,14 @@ def _still(graph: Any) -> set[str]:
             )
         made |= results
         chance = node.op_type.startswith("Random") or node.op_type in _CHANCE
-        plain = _is_standard(node) and not chance and not any(_graphs(node))
+        plain = _is_standard(node) and not chance and not any(graphs_of(node))
         if plain and all(n in found for n in taken(node) if n):
             found |= results
     return found
 
 
-def _graphs(node: Any) -> Iterator[Any]:
+def graphs_of(node: Any) -> Iterator[Any]:
+    """A node's own graphs."""
     for attribute in node.attribute:
         yield from attribute.graphs
         if attribute.HasField("g"):
@@ -187,7 +197,7 @@ def _graphs(node: Any) -> Iterator[Any]:
 
 def captured(node: Any) -> Iterator[str]:
     """Names of the graph's values that a node's own graphs use."""
-    for graph in _graphs(node):
+    for graph in graphs_of(node):
         inside = {i.name for i in (*graph.input, *graph.initializer)}
         for inner in graph.node:
             yield from (n for n in (*inner.input, *captured(inner)) if n and n not in inside)
@@ -202,7 +212,7 @@ def rename(nodes: Iterable[Any], old: str, new: str) -> None:
             for place, name in enumerate(names):
                 if name == old:
                     names[place] = new
-        for graph in _graphs(node):
+        for graph in graphs_of(node):
             rename(graph.node, old, new)
             for output in graph.output:
                 if output.name == old:

@@ -53,12 +53,13 @@ def read_program(program: ExportedProgram) -> Reading:
 
 class _Reader:
     def __init__(self, program: ExportedProgram) -> None:
-        self.fx_graph = program.graph
+        self.program = program
         self.stored = StoredTensors(program)
         self.nodes: list[Node] = []
         self.sites: dict[str, NormSite] = {}
         self.calls: dict[str, Call] = {}
         self.unknown: dict[str, str] = {}
+        self.hidden: dict[str, str] = {}
         self.standing: dict[fx.Node, str] = {}  # the name of the node that has an fx node's value
         self.constants: set[fx.Node] = set()  # what follows from stored tensors and sizes alone
         self.owners: dict[str, tuple[str, ...]] = {}  # the tensors that a target's name stands for
@@ -66,7 +67,7 @@ class _Reader:
 
     def read(self) -> Reading:
         inside = {inner for norm in self.taken_apart.values() for inner in norm.inside}
-        for node in self.fx_graph.nodes:
+        for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name in self.stored.names:
                 self.constants.add(node)
             elif node.op == "placeholder" and ops.is_tensors(node):
@@ -75,7 +76,8 @@ class _Reader:
                 self.emit(node, Node(node.name, "output", self.operands(node.args), handle=node))
             elif node.op == "call_function" and ops.is_tensors(node) and node not in inside:
                 self.call(node)
-        return Reading(Graph(self.nodes, self.unknown), list(self.sites.values()), self.calls)
+        graph = Graph(self.nodes, self.unknown)
+        return Reading(graph, list(self.sites.values()), self.calls, self.hidden)
 
     def call(self, node: fx.Node) -> None:
         sources = [n for n in node.all_input_nodes if ops.is_tensors(n)]
@@ -249,7 +251,36 @@ class _Reader:
         op, function, attributes = ops.plainly(node)
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             self.unknown[node.name] = f"{function} holds a graph of its own"
+            module = self.program.graph_module
+            self.look_into(node, module, f"it is within {function}, which holds a graph of its own")
         self.add(node, op, (node.args, node.kwargs), "", attributes, function=function)
+
+    def look_into(self, node: fx.Node, module: Any, where: str) -> None:
+        """The norms in the graphs that an operator holds; their calls are in no graph here."""
+        for place, argument in enumerate(node.args):
+            if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+                continue
+            inner = getattr(module, str(argument.target), None)
+            if not isinstance(inner, fx.GraphModule):
+                continue
+            given, operands = inner.graph.find_nodes(op="placeholder"), node.args[place + 1 :]
+            if len(given) == len(operands):
+                self.stored.outer |= dict(zip(given, operands, strict=True))
+            for call in inner.graph.nodes:
+                self.hidden_norm(call, where)
+                self.look_into(call, inner, where)
+
+    def hidden_norm(self, node: fx.Node, where: str) -> None:
+        called = node.op == "call_function" and ops.is_aten(node)
+        kind = ops.NORMS.get(ops.name_of(node)) if called else None
+        if kind is None:
+            return
+        arguments = ops.arguments_of(node)
+        stored = self.stored_among({r: arguments.get(r) for r in _PARAMETERS})
+        target = self.norm_target(node, stored)
+        if target not in self.sites:
+            self.sites[target] = self.site(node, target, kind, stored, arguments)
+            self.hidden[target] = where
 
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")

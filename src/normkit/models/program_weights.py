@@ -28,6 +28,7 @@ class StoredTensors:
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
+        self.outer: dict[fx.Node, Any] = {}  # what placeholders of inner graphs are given
         self._tied: dict[Any, str] = {}
         self._users: dict[str, list[fx.Node]] = {}
         for node in program.graph.nodes:
@@ -43,7 +44,10 @@ class StoredTensors:
     def of(self, value: Any) -> Stored | None:
         """What a value is, through transposes; None where it is computed."""
         turned = False
-        while isinstance(value, fx.Node) and value.op == "call_function":
+        while value in self.outer or _is_call(value):
+            if value in self.outer:
+                value = self.outer[value]
+                continue
             turn = _turn(value)
             if turn is None:
                 return None
@@ -76,6 +80,10 @@ class StoredTensors:
                 if user is not node and not same:
                     return f"its {role} is used by {user.name} too"
         return ""
+
+
+def _is_call(value: Any) -> bool:
+    return isinstance(value, fx.Node) and value.op == "call_function"
 
 
 def _final_users(node: fx.Node) -> list[fx.Node]:

@@ -46,11 +46,15 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A graph, its norms, and by the graph's node names the tensors of its layers."""
+    """A graph, its norms, and by the graph's node names the tensors of its layers.
+
+    ``hidden``: the norms that are in graphs within a node, which are not in this one, with where.
+    """
 
     graph: Graph
     sites: list[NormSite]
     calls: dict[str, Call] = field(repr=False)
+    hidden: dict[str, str] = field(default_factory=dict)
 
 
 class StandIns:

@@ -13,7 +13,6 @@ from normkit.errors import DataError, DTypeError, ModelError
 from normkit.extras import needed
 from normkit.models.fold.onnx_edit import edited
 from normkit.models.fold.onnx_run import Inputs, inputs_for, named, run, session_of
-from normkit.models.fold.planning import plan
 from normkit.models.fold.report import FoldReport, Verification, report_of
 from normkit.models.fold.stored import StoredLayers
 from normkit.models.fold.verifying import worst_difference
@@ -69,7 +68,7 @@ def fold_onnx(
             remedy="onnx.load(file) gives one.",
         )
     layers = _layers(proto)
-    planned = plan(layers.reading.graph, layers.reading.sites, layers)
+    planned = layers.plan()
     before = _parameters(proto)
     if not planned.folds:
         nothing = Verification(why_not="nothing was folded")

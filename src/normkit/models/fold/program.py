@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from normkit.errors import DataError, DTypeError
 from normkit.models import program_ops as ops
-from normkit.models.fold.planning import Plan, plan
+from normkit.models.fold.planning import Plan
 from normkit.models.fold.program_edit import edited
 from normkit.models.fold.program_run import Runner, examples_for, suited
 from normkit.models.fold.report import FoldReport, Verification, report_of
@@ -67,7 +67,7 @@ def fold_program(
             remedy="torch.export.load(file) gives one; for modules there is fold().",
         )
     layers = _layers(program)
-    planned = plan(layers.reading.graph, layers.reading.sites, layers)
+    planned = layers.plan()
     before = _parameters(program)
     if not planned.folds:
         nothing = Verification(why_not="nothing was folded")

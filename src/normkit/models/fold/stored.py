@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from normkit.models.fold.algebra import Layer
-from normkit.models.fold.planning import Form
+from normkit.models.fold.planning import Form, Plan, plan
 from normkit.models.graph import Node
 from normkit.models.reading import Reading, Stored
 from normkit.models.sites import NormSite
@@ -33,6 +33,12 @@ class StoredLayers:
         objection: Callable[[Node], str] | None = None,
     ) -> None:
         self.reading, self.tensor, self.sizes, self.objection = reading, tensor, sizes, objection
+
+    def plan(self) -> Plan:
+        """The folds of the graph."""
+        planned = plan(self.reading.graph, self.reading.sites, self)
+        planned.refused.update(self.reading.hidden)
+        return planned
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a node's result."""
