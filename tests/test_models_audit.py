@@ -595,6 +595,34 @@ def test_a_program_of_one_batch_size_says_so():
     assert audit(program, zoo.batches(8, 64)).layers[0].samples == 64
 
 
+class ByDomain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nt.BatchNorm1d(3, domains=2)
+
+    def forward(self, x, domain):
+        return self.norm(x, domain=domain)
+
+
+def test_layers_with_statistics_by_domain_may_see_several():
+    model, data = ByDomain(), []
+    for _ in range(80):
+        domain = torch.randint(0, 2, (64,))
+        data.append({"x": torch.randn(64, 3) + 5 * domain[:, None], "domain": domain})
+        model(**data[-1])
+    report = audit(model.eval(), data, rules=["shared-across-domains", "stale-statistics"])
+    assert not report.findings, str(report)
+    study = study_of(model, data)
+    assert set(study.layers["norm"].by_domain) == {"0", "1"}
+    np.testing.assert_allclose(study.layers["norm"].by_domain["1"].elements.mean, 5, atol=0.2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_refused_in_words():
+    with pytest.raises(ModelError, match="TorchScript"):
+        audit(torch.jit.trace(zoo.fresh("dense").eval(), torch.zeros(1, 1, 8, 8)))
+
+
 def test_what_is_no_model():
     with pytest.raises(ModelError, match="no model"):
         audit(3)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from normkit.errors import OptionError
+from normkit.errors import ModelError, OptionError
 from normkit.models.audit.evidence import Configuration, Evidence
 from normkit.models.audit.findings import Report
 from normkit.models.audit.observe import observe, shapes_of
@@ -137,6 +138,13 @@ def _gather(model: Any, configuration: Configuration) -> _Subject:
 
 def _of_module(model: nn.Module, name: str, configuration: Configuration) -> _Subject:
     model = plain_model(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "TorchScript hides its layers",
+            received=type(model).__name__,
+            expected="the torch.nn.Module that it was made from",
+            remedy="Or torch.export.export(model, args), saved as .pt2.",
+        )
     if isinstance(model, AveragedModel):
         if configuration.averaged is None:
             configuration = replace(configuration, averaged=int(model.n_averaged) > 1)

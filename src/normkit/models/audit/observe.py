@@ -290,15 +290,19 @@ class _Pass:
 
     def _notes(self, seen: Mapping[str, Any]) -> Iterator[str]:
         if self.left_out:
-            yield f"{self.left_out} batches held NaN or infinity and were left out"
-        if self.small:
+            yield f"{_batches_in_words(self.left_out)} held NaN or infinity and were left out"
+        if self.small > self.batches / 2:
             yield (
-                f"{self.small} batches had fewer than {SMALLEST} samples: what batch statistics do "
-                "with them was not measured"
+                f"{_batches_in_words(self.small)} had fewer than {SMALLEST} samples: what batch "
+                "statistics do with them was not measured"
             )
         silent = [name for name, each in seen.items() if each is None]
         if silent:
             yield f"not called, or with an input whose channels are unclear: {', '.join(silent)}"
+
+
+def _batches_in_words(count: int) -> str:
+    return f"{count} batch{'' if count == 1 else 'es'}"
 
 
 def _is_movable(site: NormSite) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from normkit.models.audit.rule import Rule
-from normkit.models.audit.rules import behaviour, statistics, structure, training, weights
+from normkit.models.audit.rules import behaviour, silence, statistics, structure, training, weights
 
 __all__ = ["RULES"]
 
@@ -14,6 +14,6 @@ def _rules(module: ModuleType) -> list[Rule]:
     return [value for value in vars(module).values() if isinstance(value, Rule)]
 
 
-_MODULES = (weights, structure, training, statistics, behaviour)
+_MODULES = (weights, structure, training, statistics, silence, behaviour)
 
 RULES: tuple[Rule, ...] = tuple(rule for module in _MODULES for rule in _rules(module))
