@@ -232,6 +232,40 @@ def test_map_shows_each_norm_by_its_worst_finding():
     assert len(diagram.edges) == 4
 
 
+def test_what_says_nothing_of_the_data_is_left_out_of_the_map_and_counted():
+    nodes = [
+        ("x", "input", ""), ("mask", "input", ""), ("w", "constant", ""), ("view", "reshape", ""),
+        ("other", "input", ""), ("bn", "norm", "bn"), ("size", "other", ""),
+        ("item", "other", ""), ("cat", "add", ""),
+        ("conv", "conv", ""), ("end", "add", ""), ("y", "output", ""),
+    ]  # fmt: skip
+    edges = [
+        ("x", "bn"), ("bn", "size"), ("size", "item"), ("bn", "cat"), ("mask", "cat"),
+        ("w", "view"), ("view", "cat"), ("other", "conv"), ("cat", "end"), ("conv", "end"),
+        ("end", "y"),
+    ]  # fmt: skip
+    diagram = part(report(nodes=nodes, edges=edges), Diagram)
+    kept = ["x", "other", "bn", "cat", "conv", "end", "y"]
+    assert [node.name for node in diagram.nodes] == kept
+    assert "no way from an input to an output: 5 steps" in diagram.note
+    assert set(diagram.edges) == {(a, b) for a, b in edges if a in kept and b in kept}
+
+
+def test_what_reckons_with_shapes_is_not_in_the_map():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(6)
+
+        def forward(self, x):
+            samples, side = x.shape[0], x.size(2) * 2
+            return self.norm(x.reshape(samples, -1, 6)).reshape(samples, side, -1)
+
+    found = audit(Tokens().eval())
+    assert [op for _, op, _ in found.nodes] == ["input", "reshape", "norm", "reshape", "output"]
+    assert found.edges == list(itertools.pairwise(name for name, *_ in found.nodes))
+
+
 def test_without_a_graph_the_norms_stand_in_a_row_and_the_page_says_so():
     diagram = part(report(nodes=[], edges=[]), Diagram)
     assert [node.name for node in diagram.nodes] == ["bn", "other"]
@@ -341,7 +375,11 @@ def test_the_worst_layers_stand_open():
     layers = [record(f"l{i}") for i in range(8)]
     found = [finding("l7", severity="error"), *(finding(f"l{i}") for i in range(5))]
     folds = part(report(layers=layers, findings=found), Folds).folds
-    assert [fold.title for fold in folds if fold.opened] == ["Norm 1: l0", "Norm 2: l1", "Norm 8: l7"]
+    assert [fold.title for fold in folds if fold.opened] == [
+        "Norm 1: l0",
+        "Norm 2: l1",
+        "Norm 8: l7",
+    ]
     assert [fold.level for fold in folds] == ["warning"] * 5 + ["good", "good", "error"]
     assert folds[7].words == "BatchNorm2d, 8 channels: stale-statistics"
 

@@ -39,7 +39,7 @@ from normkit.report import (
     save,
 )
 from normkit.report.diagram import pieces
-from normkit.report.layered import columns, parts, segments
+from normkit.report.layered import columns, parts, regions, segments
 from normkit.report.plots import drawn
 from normkit.report.scales import scale
 
@@ -435,7 +435,12 @@ def test_the_longest_way_is_straight_and_a_line_breaks_where_one_result_goes_on(
 def test_rows_of_plain_nodes_are_joined_in_large_diagrams_and_counted():
     names = [f"n{i}" for i in range(30)]
     nodes = [
-        DiagramNode(name, "op", f"all about {name}", "good" if name == "n20" else "")
+        DiagramNode(
+            name,
+            "1" if name == "n20" else "op",
+            f"all about {name}",
+            "good" if name == "n20" else "",
+        )
         for name in names
     ]
     edges = [*itertools.pairwise(names), ("n4", "n10")]
@@ -444,10 +449,38 @@ def test_rows_of_plain_nodes_are_joined_in_large_diagrams_and_counted():
     assert small["note"] == ""
     data = pieces(Diagram("D", nodes, edges, most=29, note="Words."))
     kept = [one["node"] for piece in data["flows"][0] for one in piece["nodes"]]
-    # apart from the ends: n1-n3, n5-n9, n11-n19, n21-n28 have one way in and one way out
-    assert [node.label for node in kept] == ["op", "⋯3", "op", "⋯5", "op", "⋯9", "op", "⋯8", "op"]
-    assert kept[1].title == "3 steps:\nall about n1\nall about n2\nall about n3"
-    assert data["note"].startswith("Words. 25 plain steps are drawn as 4")
+    # n1 to n19, with the way around n5 to n9 inside; then the marked n20; then n21 to n28
+    assert [node.label for node in kept] == ["op", "⋯19", "1", "⋯8", "op"]
+    assert kept[3].title == "\n".join(["8 steps:", *(f"all about n{i}" for i in range(21, 29))])
+    assert kept[1].title.endswith("all about n12\nand 7 more")
+    assert data["note"].startswith("Words. 27 plain steps are drawn as 2")
+
+
+@given(graphs(), st.data())
+def test_a_region_has_one_way_in_and_one_way_out(graph, data):
+    names, edges = graph
+    plain = set(data.draw(st.lists(st.sampled_from(names))))
+    head = regions(names, edges, plain)
+    for last in set(head.values()):
+        members = {name for name in names if head[name] == last}
+        assert len(members) == 1 or members <= plain
+        assert last == max(members, key=names.index)
+        if len(members) > 1:
+            assert len({a for a, b in edges if b in members and a not in members}) == 1
+            assert {a for a, b in edges if a in members and b not in members} == {last}
+    if not plain:
+        assert head == {name: name for name in names}
+
+
+def test_branches_inside_a_region_are_joined_and_those_around_a_mark_are_not():
+    names = ["x", "norm", "a", "b", "c", "sum", "y"]
+    edges = [("x", "norm"), ("norm", "a"), ("a", "b"), ("a", "c"), ("b", "sum"), ("c", "sum"),
+             ("sum", "y")]  # fmt: skip
+    plain = set(names) - {"norm"}
+    assert regions(names, edges, plain)["a"] == "sum"
+    assert regions(names, edges, plain - {"c"})["a"] == "a"
+    assert regions(names, [*edges, ("a", "y")], plain)["a"] == "a"  # two results go on
+    assert regions(names, [*edges, ("a", "y")], plain)["b"] == "sum"
 
 
 def test_parts_that_nothing_joins_are_drawn_below_each_other():
@@ -458,6 +491,8 @@ def test_parts_that_nothing_joins_are_drawn_below_each_other():
         [n["node"].name for piece in flow for n in piece["nodes"]] for flow in data["flows"]
     ] == ([["a", "b"], ["c"]])
     assert data["note"] == "Not drawn, being joined to nothing: 1."
+    row = [DiagramNode(f"n{i}", "1", "t", "good") for i in range(5)]
+    assert [len(flow) for flow in pieces(Diagram("D", row, []))["flows"]] == [5]  # side by side
 
 
 def test_nodes_and_their_labels_lie_inside_their_piece():

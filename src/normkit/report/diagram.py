@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from normkit.report.layered import Column, columns, parts, segments
+from normkit.report.layered import Column, columns, parts, regions, segments
 from normkit.report.levels import check_level
 
 __all__ = ["Diagram", "DiagramNode", "pieces"]
@@ -51,7 +51,8 @@ class Diagram:
         nodes: every node after those that lead to it.
         edges: (from, to), by name.
         legend: what each level that occurs stands for.
-        most: with more nodes than this, plain ones in a row are drawn as one.
+        most: with more nodes than this, plain ones with one result coming in and one going out are
+            drawn as one.
         anchor: unique on the page; with it, the keyboard can go past the drawing in one step.
     """
 
@@ -79,15 +80,18 @@ def pieces(diagram: Diagram) -> dict[str, Any]:
     """What the template writes down: the drawing's pieces, part by part, and the words below."""
     nodes, edges, joined = _joined(diagram)
     known = {node.name: node for node in nodes}
-    flows, alone = [], 0
+    flows: list[list[dict[str, Any]]] = []
+    single: list[dict[str, Any]] = []
     for names in parts(list(known), edges):
-        if len(names) == 1 and not known[names[0]].level and len(known) > 1:
-            alone += 1  # weights and the like: nothing that a map would show
-            continue
         inside = set(names)
-        own = [edge for edge in edges if edge[0] in inside]
-        flows.append(_flow(columns(names, own), known))
-    return {"flows": flows, "note": _note(diagram, joined, alone)}
+        drawn = columns(names, [edge for edge in edges if edge[0] in inside])
+        if len(names) > 1:
+            flows.append(_flow(drawn, known))
+        elif known[names[0]].level or len(known) == 1:  # else nothing that a map would show
+            single += _flow(drawn, known)
+    flows += [single] if single else []
+    shown = sum(len(piece["nodes"]) for flow in flows for piece in flow)
+    return {"flows": flows, "note": _note(diagram, joined, len(known) - shown)}
 
 
 def _note(diagram: Diagram, joined: Sequence[int], alone: int) -> str:
@@ -105,27 +109,18 @@ def _note(diagram: Diagram, joined: Sequence[int], alone: int) -> str:
 def _joined(
     diagram: Diagram,
 ) -> tuple[list[DiagramNode], list[tuple[str, str]], list[int]]:
-    """Nodes and edges with rows of plain nodes made one, and how many nodes each stands for."""
+    """Nodes and edges with regions of plain nodes made one, and how many each stands for."""
     if len(diagram.nodes) <= diagram.most:
         return list(diagram.nodes), list(diagram.edges), []
-    into: dict[str, list[str]] = {node.name: [] for node in diagram.nodes}
-    out: dict[str, list[str]] = {node.name: [] for node in diagram.nodes}
-    for source, target in dict.fromkeys(diagram.edges):
-        into[target].append(source)
-        out[source].append(target)
-    plain = {
-        node.name for node in diagram.nodes
-        if not node.level and len(into[node.name]) == len(out[node.name]) == 1
-    }  # fmt: skip
-    rows: dict[str, list[DiagramNode]] = {}  # by the first name of each
-    head: dict[str, str] = {}
+    plain = {node.name for node in diagram.nodes if not node.level}
+    head = regions([node.name for node in diagram.nodes], diagram.edges, plain)
+    members: dict[str, list[DiagramNode]] = {}
     for node in diagram.nodes:
-        before = into[node.name][0] if node.name in plain else ""
-        head[node.name] = head[before] if before in plain else node.name
-        rows.setdefault(head[node.name], []).append(node)
+        members.setdefault(head[node.name], []).append(node)
+    last = {row[-1].name for row in members.values()}
+    nodes = [_one(members[head[node.name]]) for node in diagram.nodes if node.name in last]
     edges = [(head[a], head[b]) for a, b in diagram.edges if head[a] != head[b]]
-    long = [len(row) for row in rows.values() if len(row) > 1]
-    return [_one(row) for row in rows.values()], edges, long
+    return nodes, edges, [len(row) for row in members.values() if len(row) > 1]
 
 
 def _one(row: Sequence[DiagramNode]) -> DiagramNode:
@@ -133,7 +128,7 @@ def _one(row: Sequence[DiagramNode]) -> DiagramNode:
         return row[0]
     names = [node.title for node in row[:MOST_NAMES]]
     names += [f"and {len(row) - MOST_NAMES} more"] if len(row) > MOST_NAMES else []
-    return DiagramNode(row[0].name, f"⋯{len(row)}", "\n".join([f"{len(row)} steps:", *names]))
+    return DiagramNode(row[-1].name, f"⋯{len(row)}", "\n".join([f"{len(row)} steps:", *names]))
 
 
 def _flow(drawn: Sequence[Column], known: Mapping[str, DiagramNode]) -> list[dict[str, Any]]:

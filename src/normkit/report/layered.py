@@ -8,10 +8,10 @@ the results arrive that go to it or through it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Column", "columns", "parts", "segments"]
+__all__ = ["Column", "columns", "parts", "regions", "segments"]
 
 Edge = tuple[str, str]
 
@@ -51,6 +51,57 @@ def parts(names: Sequence[str], edges: Iterable[Edge]) -> list[list[str]]:
     for name in names:
         found.setdefault(find(name), []).append(name)
     return list(found.values())
+
+
+def regions(names: Sequence[str], edges: Iterable[Edge], inside: Collection[str]) -> dict[str, str]:
+    """The region of each name, called by its last member; most are alone in theirs.
+
+    Into a region comes one result, and one goes out of it, that of its last member: it can be drawn
+    as a single node.
+
+    Args:
+        names: every node after those that it depends on.
+        inside: names that regions may be made of; ends of the graph are left out.
+
+    >>> diamond = [("x", "a"), ("a", "b"), ("a", "c"), ("b", "d"), ("c", "d"), ("d", "y")]
+    >>> regions(["x", "a", "b", "c", "d", "y"], diamond, {"a", "b", "c", "d"})
+    {'x': 'x', 'a': 'd', 'b': 'd', 'c': 'd', 'd': 'd', 'y': 'y'}
+    """
+    sources: dict[str, set[str]] = {name: set() for name in names}
+    users: dict[str, set[str]] = {name: set() for name in names}
+    for source, target in edges:
+        sources[target].add(source)
+        users[source].add(target)
+    place = {name: i for i, name in enumerate(names)}
+    free = {name for name in names if name in inside and sources[name] and users[name]}
+    head = {name: name for name in names}
+    for last in reversed(names):
+        if last in free:
+            region = _region(last, sources, users, place, free)
+            head |= dict.fromkeys(region, last)
+            free -= region
+    return head
+
+
+def _region(
+    last: str,
+    sources: dict[str, set[str]],
+    users: dict[str, set[str]],
+    place: dict[str, int],
+    free: set[str],
+) -> set[str]:
+    """The largest region that ends with ``last``, grown from there against the edges."""
+    region, best = {last}, {last}
+    before = set(sources[last])
+    while True:
+        if len(before) == 1:
+            best = set(region)
+        ready = [name for name in before if name in free and users[name] <= region]
+        if not ready:
+            return best
+        latest = max(ready, key=place.__getitem__)
+        region.add(latest)
+        before = (before | sources[latest]) - region
 
 
 def columns(names: Sequence[str], edges: Sequence[Edge]) -> list[Column]:

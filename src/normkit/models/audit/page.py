@@ -41,9 +41,9 @@ MEANING = {
 }
 #: What a node of the map shows of its operation.
 LABELS = {
-    "input": "in", "output": "out", "constant": "const", "conv": "conv", "conv_transpose": "convᵀ",
+    "input": "in", "output": "out", "constant": "w", "conv": "conv", "conv_transpose": "convᵀ",
     "linear": "lin", "activation": "act", "softmax": "soft", "dropout": "drop", "identity": "id",
-    "reshape": "shape", "pool_average": "pool", "pool_max": "pool", "pad": "pad", "add": "+",
+    "reshape": "view", "pool_average": "pool", "pool_max": "pool", "pad": "pad", "add": "+",
     "multiply": "×", "concatenate": "cat", "norm": "norm", "other": "·",
 }  # fmt: skip
 
@@ -220,12 +220,19 @@ def _map(report: Report, anchors: dict[str, str], anchor: str) -> Diagram:
             name, str(places[site]), titles[site], levels[site], anchors.get(site, "")
         )
 
+    edges = _forward(report)
     if report.nodes:
+        beside = _beside(report, edges)
         nodes = [
             norm(name, site) if site in places else DiagramNode(name, LABELS.get(op, "·"), name)
             for name, op, site in report.nodes
+            if name not in beside
         ]
         note = "Left to right, line by line, as the network runs. Numbers are those of the norms."
+        if beside:
+            note += (
+                f" Left out, as no way from an input to an output: {number(len(beside), 'step')}."
+            )
     else:
         nodes = [norm(layer.name, layer.name) for layer in report.layers]
         note = (
@@ -234,9 +241,39 @@ def _map(report: Report, anchors: dict[str, str], anchor: str) -> Diagram:
         )
     used = {node.level for node in nodes}
     legend = {level: words for level, words in LEGEND.items() if level in used}
-    order = {node.name: i for i, node in enumerate(nodes)}
-    edges = [(a, b) for a, b in report.edges if order.get(a, len(order)) < order.get(b, -1)]
+    drawn = {node.name for node in nodes}
+    edges = [(a, b) for a, b in edges if a in drawn and b in drawn]
     return Diagram("Map of the network", nodes, edges, legend, note, anchor=anchor)
+
+
+def _forward(report: Report) -> list[tuple[str, str]]:
+    """The edges that lead from a node to a later one: a map can show no others."""
+    order = {name: i for i, (name, *_) in enumerate(report.nodes)}
+    return [(a, b) for a, b in report.edges if order.get(a, len(order)) < order.get(b, -1)]
+
+
+def _beside(report: Report, edges: Sequence[tuple[str, str]]) -> set[str]:
+    """Nodes that say nothing of how data flows: weights, masks beside an input, unused results."""
+    users: dict[str, set[str]] = {name: set() for name, *_ in report.nodes}
+    sources: dict[str, set[str]] = {name: set() for name, *_ in report.nodes}
+    for source, target in edges:
+        users[source].add(target)
+        sources[target].add(source)
+    fixed: set[str] = set()  # constants, and what follows from them alone
+    for name, op, site in report.nodes:
+        follows = op not in ("input", "output") and not site and sources[name] <= fixed
+        if op == "constant" or (follows and sources[name]):
+            fixed.add(name)
+    given = fixed | {name for name, op, _ in report.nodes if op == "input"}
+    beside = fixed | {
+        name for name, op, _ in report.nodes
+        if op == "input" and users[name] and all(sources[user] - given for user in users[name])
+    }  # fmt: skip
+    if any(op == "output" for _, op, _ in report.nodes):
+        for name, op, site in reversed(report.nodes):
+            if not site and op not in ("output", "input") and users[name] <= beside:
+                beside.add(name)
+    return beside
 
 
 def _levels(report: Report) -> dict[str, str]:

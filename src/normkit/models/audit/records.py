@@ -6,7 +6,7 @@ from typing import Any
 
 from normkit.models.audit.evidence import Evidence, Observation
 from normkit.models.audit.findings import LayerRecord
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 
 __all__ = ["layer_records", "network_map"]
@@ -49,9 +49,32 @@ def _row(tensor: Any) -> list[float]:
 def network_map(
     graph: Graph | None,
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
-    """The nodes (name, op, the norm's site or "") and the edges between their names."""
+    """The nodes (name, op, the norm's site or "") and the edges between their names.
+
+    What only reckons with shapes is left out: it is not part of how data flows.
+    """
     if graph is None:
         return [], []
-    nodes = [(node.name, node.op, node.target if node.op == "norm" else "") for node in graph]
-    edges = [(source, node.name) for node in graph for source in dict.fromkeys(node.inputs)]
-    return nodes, [(a, b) for a, b in edges if a in graph]
+    shapes = _shapes(graph)
+    kept = [node for node in graph if node.name not in shapes]
+    nodes = [(node.name, node.op, node.target if node.op == "norm" else "") for node in kept]
+    names = {node.name for node in kept}
+    edges = [(source, node.name) for node in kept for source in dict.fromkeys(node.inputs)]
+    return nodes, [(a, b) for a, b in edges if a in names]
+
+
+_SIZES = ("size", "dim", "Shape", "Size", "sym_size")  # PyTorch's methods, ONNX's operators
+_FACTS = ("shape", "ndim", "dtype", "device")  # attributes of a tensor that hold no data of it
+
+
+def _shapes(graph: Graph) -> set[str]:
+    """Nodes whose results are sizes, or follow from sizes alone."""
+    found: set[str] = set()
+    for node in graph:
+        asked = node.function.split(".")[0] in _SIZES or (
+            node.function == "getattr" and node.attributes.get("args") in [(f,) for f in _FACTS]
+        )
+        reckoned = bool(node.inputs) and found.issuperset(node.inputs) and node.op != "norm"
+        if asked or (reckoned and node.op != "output"):
+            found.add(node.name)
+    return found
