@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations  # noqa: E402
 import normkit.torch as nt  # noqa: E402
 from model_structures import structure  # noqa: E402
 from normkit.errors import DataError, DTypeError, ModelError  # noqa: E402
-from normkit.models.fold import algebra, fold, fold_with_report, plan_folds  # noqa: E402
-from normkit.models.fold.replacing import Edits  # noqa: E402
+from normkit.models.folding import algebra, fold, fold_with_report, plan_folds  # noqa: E402
+from normkit.models.folding.replacing import Edits  # noqa: E402
 from normkit.torch.beyond import FilterResponseNorm  # noqa: E402
 
 BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -817,7 +817,7 @@ REAL_AFFINE = algebra.affine_of
 def test_the_comparison_finds_a_forgotten_eps(monkeypatch):
     model = small()
     before = copy.deepcopy(model.state_dict())
-    monkeypatch.setattr("normkit.models.fold.ends.affine_of", forgotten_eps)
+    monkeypatch.setattr("normkit.models.folding.ends.affine_of", forgotten_eps)
     with pytest.raises(ModelError, match=r"relative difference of .* in \d, call 1"):
         fold(model, IMAGES, inplace=True, report=None)
     assert isinstance(model[1], nn.BatchNorm2d)
@@ -846,7 +846,7 @@ def test_a_branch_that_adds_nothing_is_compared_all_the_same(monkeypatch):
     for held in (model.zero.weight, model.zero.bias):
         held.data.zero_()
     agrees(model, draw(2, 3, 4, 4))
-    monkeypatch.setattr("normkit.models.fold.ends.affine_of", forgotten_eps)
+    monkeypatch.setattr("normkit.models.folding.ends.affine_of", forgotten_eps)
     with pytest.raises(ModelError, match="in norm, call 1"):
         fold(model, draw(2, 3, 4, 4), report=None)
 

@@ -19,9 +19,9 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
 from normkit.errors import DataError, DTypeError, ModelError  # noqa: E402
-from normkit.models.fold import algebra, onnx_edit  # noqa: E402
-from normkit.models.fold.onnx_file import fold_onnx  # noqa: E402
-from normkit.models.onnx_graph import onnx_graph, onnx_sites  # noqa: E402
+from normkit.models.folding import algebra, onnx_edit  # noqa: E402
+from normkit.models.folding.onnx_file import fold_onnx  # noqa: E402
+from normkit.models.graphs.onnx_model import onnx_graph, onnx_sites  # noqa: E402
 
 RNG = np.random.default_rng(0)
 

@@ -12,11 +12,11 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
 from normkit.errors import DataError, DTypeError, ModelError  # noqa: E402
-from normkit.models.fold import algebra, program_edit  # noqa: E402
-from normkit.models.fold.program import fold_program  # noqa: E402
-from normkit.models.program_graph import program_graph, program_sites  # noqa: E402
+from normkit.models.folding import algebra, program_edit  # noqa: E402
+from normkit.models.folding.program import fold_program  # noqa: E402
+from normkit.models.graphs.module import trace  # noqa: E402
+from normkit.models.graphs.program import program_graph, program_sites  # noqa: E402
 from normkit.models.sites import find_sites  # noqa: E402
-from normkit.models.tracing import trace  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: E402, N812
 import normkit.torch as nt  # noqa: E402
 from normkit.errors import DataError, FileError  # noqa: E402
 from normkit.models.batches import batches_of, call  # noqa: E402
+from normkit.models.graphs.module import trace  # noqa: E402
 from normkit.models.sites import find_sites, site_of  # noqa: E402
-from normkit.models.tracing import trace  # noqa: E402
 from normkit.writing import check_output, replacing, write_whole  # noqa: E402
 
 # --- look-alikes of other libraries' layers, written from their public shape --------------------

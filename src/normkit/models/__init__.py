@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from normkit.models.audit import Configuration, Report, audit
 from normkit.models.conversion import convert
-from normkit.models.fold import FoldReport, fold, fold_with_report, plan_folds
-from normkit.models.fold.files import fold_file
+from normkit.models.folding import FoldReport, fold, fold_with_report, plan_folds
+from normkit.models.folding.files import fold_file
 from normkit.models.inserting import insert, remove
 from normkit.models.opening import Opened, open_data, open_model
 from normkit.models.recalibration import Shift, Shifts, recalibrate

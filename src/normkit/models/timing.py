@@ -80,7 +80,7 @@ def time_model(
         example: a tensor, a tuple of arguments, or a dictionary of keyword arguments.
         seconds: for each of the two rows.
     """
-    from normkit.models.fold import fold
+    from normkit.models.folding import fold
 
     models = {"as it is": copy.deepcopy(model)}
     models["accelerated"] = nt.accelerate(copy.deepcopy(model), report=None)

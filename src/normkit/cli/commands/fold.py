@@ -39,7 +39,7 @@ def command(
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Fold norms into the layers beside them, check the result, and write it."""
-    from normkit.models.fold.files import fold_file
+    from normkit.models.folding.files import fold_file
 
     example = _first(options.opened_data(data, batch_size))
     report = fold_file(

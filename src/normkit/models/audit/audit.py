@@ -22,8 +22,8 @@ from normkit.models.audit.rules import RULES
 from normkit.models.audit.running import run_rules
 from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.batches import Forward
+from normkit.models.graphs.module import trace
 from normkit.models.sites import NormSite, find_sites
-from normkit.models.tracing import trace
 from normkit.models.wrappers import plain_model
 
 __all__ = ["audit"]

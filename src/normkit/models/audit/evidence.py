@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
 

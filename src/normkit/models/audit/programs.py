@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 
 __all__ = ["listenable"]

@@ -16,8 +16,8 @@ from normkit.models.batches import Batch, call
 from normkit.models.conversion.catalogue import RefusedError
 from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import Source
-from normkit.models.graph import Graph, Node
-from normkit.models.tracing import trace
+from normkit.models.graphs.graph import Graph, Node
+from normkit.models.graphs.module import trace
 
 __all__ = ["Surroundings", "as_batch", "recorded"]
 

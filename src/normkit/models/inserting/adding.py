@@ -17,7 +17,8 @@ from normkit.models.conversion.catalogue import BATCH, LIBRARIES, SYNC
 from normkit.models.conversion.proof import copied
 from normkit.models.conversion.selecting import chosen
 from normkit.models.conversion.surroundings import recorded
-from normkit.models.fold.replacing import Edits
+from normkit.models.folding.replacing import Edits
+from normkit.models.graphs.module import trace
 from normkit.models.inserting.measuring import Measured, measure
 from normkit.models.inserting.pairs import (
     compared,
@@ -29,7 +30,6 @@ from normkit.models.inserting.pairs import (
     pairs_of,
     sayer,
 )
-from normkit.models.tracing import trace
 from normkit.torch.options import check_choice
 
 __all__ = ["insert"]

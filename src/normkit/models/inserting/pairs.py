@@ -39,7 +39,7 @@ SHOWN = 3
 
 
 def op_of(module: nn.Module) -> str:
-    """What a layer does, as of :data:`normkit.models.graph.OPS`; "" for none of :data:`LAYERS`."""
+    """What a layer does, as of :data:`normkit.models.graphs.OPS`; "" for none."""
     return next((op for kind, (op, _) in LAYERS.items() if isinstance(module, kind)), "")
 
 

@@ -14,8 +14,8 @@ from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import read
 from normkit.models.conversion.selecting import chosen
 from normkit.models.conversion.surroundings import as_batch
-from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
-from normkit.models.fold.replacing import Edits
+from normkit.models.folding.algebra import Affine, Change, Layer, affine_of, changed
+from normkit.models.folding.replacing import Edits
 from normkit.models.inserting.pairs import (
     LAYERS,
     SHOWN,

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import ModelError
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
+from normkit.models.graphs.module import trace
 from normkit.models.opening.checkpoints import read_checkpoint, tensors_of
 from normkit.models.opening.code import called, is_reference, resolve
 from normkit.models.opening.detect import (
@@ -26,7 +27,6 @@ from normkit.models.opening.detect import (
 from normkit.models.opening.named import named_sites
 from normkit.models.opening.weights import load_weights
 from normkit.models.sites import NormSite, find_sites
-from normkit.models.tracing import trace
 
 __all__ = ["Opened", "open_model"]
 
@@ -60,11 +60,11 @@ class Opened:
         if self.module is not None:
             return find_sites(self.module)
         if self.program is not None:
-            from normkit.models.program_graph import program_sites
+            from normkit.models.graphs.program import program_sites
 
             return program_sites(self.program)
         if self.proto is not None:
-            from normkit.models.onnx_graph import onnx_sites
+            from normkit.models.graphs.onnx_model import onnx_sites
 
             return onnx_sites(self.proto)
         return named_sites(self.tensors)
@@ -74,11 +74,11 @@ class Opened:
         if self.module is not None:
             return trace(self.module)
         if self.program is not None:
-            from normkit.models.program_graph import program_graph
+            from normkit.models.graphs.program import program_graph
 
             return program_graph(self.program)
         if self.proto is not None:
-            from normkit.models.onnx_graph import onnx_graph
+            from normkit.models.graphs.onnx_model import onnx_graph
 
             return onnx_graph(self.proto)
         return None

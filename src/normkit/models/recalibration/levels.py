@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from normkit.models.graph import Graph
-from normkit.models.tracing import trace
+from normkit.models.graphs.graph import Graph
+from normkit.models.graphs.module import trace
 
 __all__ = ["levels_of"]
 

@@ -10,7 +10,7 @@ from normkit.models.audit.evidence import Evidence, Observation, Spread
 from normkit.models.audit.findings import Finding
 from normkit.models.audit.rule import Rule, rule
 from normkit.models.audit.rules.sets import channels_where, is_initial, listed, numbers
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 
 Tensor = torch.Tensor

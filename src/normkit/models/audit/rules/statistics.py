@@ -15,7 +15,7 @@ from normkit.models.audit.evidence import Evidence, Observation, Spread
 from normkit.models.audit.findings import Finding
 from normkit.models.audit.rule import NotEnoughError, Rule, rule
 from normkit.models.audit.rules.sets import channels_where, is_initial, numbers, option
-from normkit.models.graph import Graph, Node
+from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
 
 Tensor = torch.Tensor

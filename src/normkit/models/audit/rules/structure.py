@@ -12,7 +12,7 @@ from normkit.models.audit.evidence import Evidence
 from normkit.models.audit.findings import Finding
 from normkit.models.audit.rule import NotEnoughError, Rule, rule
 from normkit.models.audit.rules.sets import is_pointwise, moving, positions
-from normkit.models.graph import Graph, Node
+from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
 
 Findings = Iterator[Finding]

@@ -7,7 +7,7 @@ from itertools import count
 from math import isqrt
 from typing import Any
 
-from normkit.models.graph import Graph
+from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 
 __all__ = ["Call", "Reading", "StandIns", "Stored"]

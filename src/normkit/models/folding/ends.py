@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from normkit.models.fold.algebra import Affine, Layer, affine_of
-from normkit.models.fold.passing import Blocked, Layout, Passage
-from normkit.models.graph import Node
+from normkit.models.folding.algebra import Affine, Layer, affine_of
+from normkit.models.folding.passing import Blocked, Layout, Passage
+from normkit.models.graphs.graph import Node
 from normkit.models.sites import NormSite
 
 __all__ = [

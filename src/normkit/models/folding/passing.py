@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from normkit.models.graph import Node
+from normkit.models.graphs.graph import Node
 
 __all__ = ["Blocked", "Layout", "Passage", "Shapes", "carried", "is_question", "is_reference"]
 

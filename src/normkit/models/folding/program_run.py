@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from normkit.models import program_ops as ops
-from normkit.models.fold.verifying import Example
+from normkit.models.folding.verifying import Example
+from normkit.models.graphs import program_ops as ops
 
 __all__ = ["Runner", "examples_for", "suited"]
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.errors import DataError, ModelError
-from normkit.models.fold.report import Verification
+from normkit.models.folding.report import Verification
 from normkit.models.racing import race
 
 __all__ = ["TOLERANCE", "Example", "examples_for", "time_both", "verify", "worst_difference"]

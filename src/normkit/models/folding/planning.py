@@ -13,8 +13,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from normkit.models.fold.algebra import Affine, Change, Layer, changed
-from normkit.models.fold.ends import (
+from normkit.models.folding.algebra import Affine, Change, Layer, changed
+from normkit.models.folding.ends import (
     LAYER_OPS,
     Form,
     called,
@@ -24,7 +24,7 @@ from normkit.models.fold.ends import (
     spread,
     usable,
 )
-from normkit.models.fold.passing import (
+from normkit.models.folding.passing import (
     Blocked,
     Layout,
     Passage,
@@ -33,7 +33,7 @@ from normkit.models.fold.passing import (
     is_question,
     is_reference,
 )
-from normkit.models.graph import Graph, Node
+from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
 
 __all__ = ["LAYER_OPS", "Fold", "Form", "Layers", "Plan", "plan"]

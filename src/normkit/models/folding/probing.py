@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.models.fold.algebra import Affine, Change, Layer, affine_of, changed
-from normkit.models.fold.ends import Form
-from normkit.models.fold.replacing import set_tensor
+from normkit.models.folding.algebra import Affine, Change, Layer, affine_of, changed
+from normkit.models.folding.ends import Form
+from normkit.models.folding.replacing import set_tensor
 from normkit.models.sites import NormSite
 
 __all__ = ["form_of", "scales_with_weights", "tail_of", "without_affine"]

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from normkit.models.graph import Graph, Node
+from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import site_of
 
 __all__ = ["trace"]

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from normkit.models import program_ops as ops
-from normkit.models.reading import Stored
+from normkit.models.graphs import program_ops as ops
+from normkit.models.graphs.reading import Stored
 
 __all__ = ["StoredTensors"]
 

@@ -1,10 +1,10 @@
-"""What ONNX operators are, in the words of :mod:`normkit.models.graph` and of torch.nn."""
+"""What ONNX operators are, in the words of :mod:`normkit.models.graphs.graph` and of torch.nn."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from normkit.models.onnx_values import Values, attributes_of
+from normkit.models.graphs.onnx_values import Values, attributes_of
 
 __all__ = ["LAYERS", "NORMS", "layer_attributes", "plainly"]
 

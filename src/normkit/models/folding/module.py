@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from normkit.errors import DataError, ModelError
-from normkit.models.fold.algebra import changed
-from normkit.models.fold.planning import Plan
-from normkit.models.fold.probing import tail_of, without_affine
-from normkit.models.fold.reading import Reading, layer_of, read
-from normkit.models.fold.replacing import Edits
-from normkit.models.fold.report import FoldReport, Verification, report_of
-from normkit.models.fold.verifying import Example, examples_for, time_both, verify
+from normkit.models.folding.algebra import changed
+from normkit.models.folding.planning import Plan
+from normkit.models.folding.probing import tail_of, without_affine
+from normkit.models.folding.reading import Reading, layer_of, read
+from normkit.models.folding.replacing import Edits
+from normkit.models.folding.report import FoldReport, Verification, report_of
+from normkit.models.folding.verifying import Example, examples_for, time_both, verify
 from normkit.models.sites import site_of
 
 __all__ = ["fold", "fold_with_report", "plan_folds"]

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from normkit.models import program_ops as ops
-from normkit.models.graph import Graph, Node
-from normkit.models.program_weights import StoredTensors
-from normkit.models.reading import Call, Reading, Stored
+from normkit.models.graphs import program_ops as ops
+from normkit.models.graphs.graph import Graph, Node
+from normkit.models.graphs.program_weights import StoredTensors
+from normkit.models.graphs.reading import Call, Reading, Stored
 from normkit.models.sites import NormSite
 
 __all__ = ["program_graph", "program_sites", "read_program"]

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DTypeError, ModelError
-from normkit.models.fold.algebra import Layer
-from normkit.models.fold.ends import LAYER_OPS, Form
-from normkit.models.fold.planning import Plan, plan
-from normkit.models.fold.probing import form_of, scales_with_weights
-from normkit.models.graph import Graph, Node
+from normkit.models.folding.algebra import Layer
+from normkit.models.folding.ends import LAYER_OPS, Form
+from normkit.models.folding.planning import Plan, plan
+from normkit.models.folding.probing import form_of, scales_with_weights
+from normkit.models.graphs.graph import Graph, Node
+from normkit.models.graphs.module import trace
 from normkit.models.sites import NormSite, find_sites
-from normkit.models.tracing import trace
 from normkit.torch.normact import NormAct
 
 __all__ = ["Reading", "layer_of", "read"]

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 
 from normkit.errors import FileError, ModelError
 from normkit.extras import needed
-from normkit.models.fold.module import fold_with_report
-from normkit.models.fold.report import FoldReport
-from normkit.models.fold.verifying import Example
+from normkit.models.folding.module import fold_with_report
+from normkit.models.folding.report import FoldReport
+from normkit.models.folding.verifying import Example
 from normkit.models.opening import Opened, open_model
 from normkit.models.saving import ENDINGS, save_weights
 from normkit.writing import check_output, replacing
@@ -92,10 +92,10 @@ def _fold(opened: Opened, example: Any) -> tuple[Any, FoldReport]:
     if opened.module is not None:
         return fold_with_report(opened.module.eval(), example)
     if opened.program is not None:
-        from normkit.models.fold.program import fold_program
+        from normkit.models.folding.program import fold_program
 
         return fold_program(opened.program, example)
-    from normkit.models.fold.onnx_file import fold_onnx
+    from normkit.models.folding.onnx_file import fold_onnx
 
     return fold_onnx(opened.proto, example)
 

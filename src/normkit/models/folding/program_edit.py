@@ -16,11 +16,11 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-from normkit.models import program_ops as ops
-from normkit.models.fold.algebra import Layer, changed
-from normkit.models.fold.planning import Fold, Plan
-from normkit.models.fold.stored import StoredLayers
-from normkit.models.reading import Call, Reading, Stored
+from normkit.models.folding.algebra import Layer, changed
+from normkit.models.folding.planning import Fold, Plan
+from normkit.models.folding.stored import StoredLayers
+from normkit.models.graphs import program_ops as ops
+from normkit.models.graphs.reading import Call, Reading, Stored
 
 __all__ = ["edited"]
 

@@ -12,17 +12,17 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from normkit.errors import DataError, DTypeError
-from normkit.models import program_ops as ops
-from normkit.models.fold.planning import Plan
-from normkit.models.fold.program_edit import edited
-from normkit.models.fold.program_run import Runner, examples_for, suited
-from normkit.models.fold.report import FoldReport, Verification, report_of
-from normkit.models.fold.stored import StoredLayers
-from normkit.models.fold.verifying import Example, time_both, verify
-from normkit.models.graph import Node
-from normkit.models.program_graph import read_program
-from normkit.models.program_weights import StoredTensors
-from normkit.models.reading import StandIns, Stored
+from normkit.models.folding.planning import Plan
+from normkit.models.folding.program_edit import edited
+from normkit.models.folding.program_run import Runner, examples_for, suited
+from normkit.models.folding.report import FoldReport, Verification, report_of
+from normkit.models.folding.stored import StoredLayers
+from normkit.models.folding.verifying import Example, time_both, verify
+from normkit.models.graphs import program_ops as ops
+from normkit.models.graphs.graph import Node
+from normkit.models.graphs.program import read_program
+from normkit.models.graphs.program_weights import StoredTensors
+from normkit.models.graphs.reading import StandIns, Stored
 
 __all__ = ["fold_program"]
 

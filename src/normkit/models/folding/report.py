@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from normkit.models.fold.planning import Plan
+from normkit.models.folding.planning import Plan
 
 __all__ = ["FoldReport", "Folded", "Verification", "report_of"]
 

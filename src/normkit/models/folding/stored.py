@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from normkit.models.fold.algebra import Layer
-from normkit.models.fold.planning import Form, Plan, plan
-from normkit.models.graph import Node
-from normkit.models.reading import Reading, Stored
+from normkit.models.folding.algebra import Layer
+from normkit.models.folding.planning import Form, Plan, plan
+from normkit.models.graphs.graph import Node
+from normkit.models.graphs.reading import Reading, Stored
 from normkit.models.sites import NormSite
 
 __all__ = ["StoredLayers"]

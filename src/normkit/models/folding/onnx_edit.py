@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from normkit.extras import needed
-from normkit.models.fold.algebra import Layer, changed
-from normkit.models.fold.planning import Fold, Plan
-from normkit.models.fold.stored import StoredLayers
-from normkit.models.onnx_values import captured, rename, tensor_of
-from normkit.models.reading import Call
+from normkit.models.folding.algebra import Layer, changed
+from normkit.models.folding.planning import Fold, Plan
+from normkit.models.folding.stored import StoredLayers
+from normkit.models.graphs.onnx_values import captured, rename, tensor_of
+from normkit.models.graphs.reading import Call
 
 __all__ = ["edited"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normkit.models.fold.module import fold, fold_with_report, plan_folds
-from normkit.models.fold.report import FoldReport
+from normkit.models.folding.module import fold, fold_with_report, plan_folds
+from normkit.models.folding.report import FoldReport
 
 __all__ = ["FoldReport", "fold", "fold_with_report", "plan_folds"]

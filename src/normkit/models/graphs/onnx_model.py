@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from normkit.models import onnx_ops as ops
-from normkit.models.graph import Graph, Node
-from normkit.models.onnx_norms import Composite, composites
-from normkit.models.onnx_values import Values, attributes_of, captured, decimal, graphs_of, taken
-from normkit.models.reading import Call, Reading, Stored
+from normkit.models.graphs import onnx_ops as ops
+from normkit.models.graphs.graph import Graph, Node
+from normkit.models.graphs.onnx_norms import Composite, composites
+from normkit.models.graphs.onnx_values import (
+    Values,
+    attributes_of,
+    captured,
+    decimal,
+    graphs_of,
+    taken,
+)
+from normkit.models.graphs.reading import Call, Reading, Stored
 from normkit.models.sites import NormSite
 
 __all__ = ["onnx_graph", "onnx_sites", "read_onnx_graph"]

@@ -72,7 +72,7 @@ class Layer:
     """The weights of a layer that a norm can go into.
 
     Args:
-        kind: ``"conv"``, ``"conv_transpose"`` or ``"linear"``, as :data:`normkit.models.graph.OPS`.
+        kind: ``"conv"``, ``"conv_transpose"`` or ``"linear"``.
         weight: as torch.nn keeps it: conv (out, in/groups, ...), conv_transpose
             (in, out/groups, ...), linear (out, in).
         bias: (out,), or None.

@@ -11,16 +11,16 @@ import torch
 
 from normkit.errors import DataError, DTypeError, ModelError
 from normkit.extras import needed
-from normkit.models.fold.onnx_edit import edited
-from normkit.models.fold.onnx_run import Inputs, inputs_for, named, run, session_of
-from normkit.models.fold.report import FoldReport, Verification, report_of
-from normkit.models.fold.stored import StoredLayers
-from normkit.models.fold.verifying import worst_difference
-from normkit.models.graph import Node
-from normkit.models.onnx_graph import read_onnx_graph
-from normkit.models.onnx_values import tensor_of
+from normkit.models.folding.onnx_edit import edited
+from normkit.models.folding.onnx_run import Inputs, inputs_for, named, run, session_of
+from normkit.models.folding.report import FoldReport, Verification, report_of
+from normkit.models.folding.stored import StoredLayers
+from normkit.models.folding.verifying import worst_difference
+from normkit.models.graphs.graph import Node
+from normkit.models.graphs.onnx_model import read_onnx_graph
+from normkit.models.graphs.onnx_values import tensor_of
+from normkit.models.graphs.reading import StandIns, Stored
 from normkit.models.racing import race
-from normkit.models.reading import StandIns, Stored
 
 __all__ = ["fold_onnx"]
 

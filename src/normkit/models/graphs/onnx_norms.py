@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from normkit.models.onnx_values import Values, attributes_of
+from normkit.models.graphs.onnx_values import Values, attributes_of
 
 __all__ = ["Composite", "composites"]
 
