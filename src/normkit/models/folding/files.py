@@ -110,7 +110,8 @@ def _write(folded: Any, out: Path, example: Any) -> None:
         if out.suffix == ".pt2":
             torch.export.save(folded, temporary)
         elif isinstance(folded, ExportedProgram):
-            torch.onnx.export(folded, dynamo=True, verbose=False).save(str(temporary))
+            exported: Any = torch.onnx.export(folded, dynamo=True, verbose=False)
+            exported.save(str(temporary))
         else:
             needed("onnx").save(folded, str(temporary))
 

@@ -55,8 +55,8 @@ class Runner(nn.Module):
         new = Runner(self.program, self.watched)
         for name, tensor in self.named_parameters():
             new.get_parameter(name).data = tensor.detach().clone()
-        for name, tensor in self.named_buffers():
-            new._buffers[name] = tensor.clone()
+        for name, buffer in self.named_buffers():
+            new._buffers[name] = buffer.clone()
         return new
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -151,14 +151,14 @@ def _drawn(node: fx.Node, size: int, program: ExportedProgram, generator: torch.
     fake = node.meta.get("val")
     if not isinstance(fake, Tensor):
         return fake
+    sizes: list[Any] = list(fake.shape)
     symbols = {
         symbol: _within(2 if place == 0 else size, program.range_constraints.get(symbol))
-        for place, n in reversed(list(enumerate(fake.shape)))
+        for place, n in reversed(list(enumerate(sizes)))
         if isinstance(n, torch.SymInt)
         for symbol in n.node.expr.free_symbols
     }
-    shape = [int(n.node.expr.subs(symbols)) if isinstance(n, torch.SymInt) else n
-             for n in fake.shape]  # fmt: skip
+    shape = [int(n.node.expr.subs(symbols)) if isinstance(n, torch.SymInt) else n for n in sizes]
     if fake.is_floating_point():
         return torch.randn(shape, generator=generator).to(fake.device, fake.dtype)
     return torch.randint(2, shape, generator=generator).to(fake.device, fake.dtype)

@@ -152,7 +152,7 @@ class _Reader:
         target = self.target(self.common_name(found), name, name)
         axis = self.axis(node, found)
         eps = said.get("epsilon", 1e-5) if found.eps is None else found.eps
-        attributes = {"eps": decimal(eps), "training": training}
+        attributes: dict[str, Any] = {"eps": decimal(eps), "training": training}
         if axis is not None:
             attributes["normalized_shape"] = axis
         attributes["shape"] = self.values.shape(found.source)

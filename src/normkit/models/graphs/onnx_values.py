@@ -301,7 +301,7 @@ def _to_torch(array: np.ndarray[Any, Any]) -> Tensor | None:
 
 def _result_size(node: Any, given: Mapping[str, Any]) -> int:
     """Elements of a result that its inputs' sizes do not bound."""
-    values = [given.get(n) for n in node.input]
+    values: list[Any] = [given.get(n) for n in node.input]
     if node.op_type in ("ConstantOfShape", "Expand"):
         return math.prod(int(n) for n in values[-1])
     if node.op_type == "Tile":
