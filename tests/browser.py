@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -36,20 +37,17 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         to_read, to_write = os.pipe()
         from_read, from_write = os.pipe()
-
-        def place() -> None:  # Chromium reads from descriptor 3 and writes to 4
-            ends = os.dup(to_read), os.dup(from_write)  # out of the way of 3 and 4
-            os.dup2(ends[0], 3)
-            os.dup2(ends[1], 4)
-
+        # Chromium reads from descriptor 3 and writes to 4; these two must be out of their way.
+        theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]
+        options = ("--remote-debugging-pipe", f"--user-data-dir={profile}")
+        placed = 'exec "$@" 3</dev/fd/{} 4>/dev/fd/{}'.format(*theirs)
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *QUIET, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
-            preexec_fn=place,
-            close_fds=False,
+            ["sh", "-c", placed, "sh", str(CHROMIUM), *QUIET, *options],
+            pass_fds=theirs,
             stderr=subprocess.DEVNULL,
         )
-        os.close(to_read)
-        os.close(from_write)
+        for end in (to_read, from_write, *theirs):
+            os.close(end)
         self._out, self._in = to_write, from_read
         self._pending = b""
         self._numbers = itertools.count(1)
