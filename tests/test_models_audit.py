@@ -15,13 +15,13 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 import model_zoo as zoo
 import normkit.torch as nt
 from normkit.errors import DataError, FileError, ModelError, OptionError
-from normkit.models.audit import RULES, Configuration, Finding, Report, Rule, audit
-from normkit.models.audit.audit import _gather
-from normkit.models.audit.channels import Gauge, Histogram, by_channel, sample_moments
-from normkit.models.audit.drift import between, from_running
-from normkit.models.audit.observe import observe
-from normkit.models.audit.rules.behaviour import mixed_entropy
-from normkit.models.audit.running import run_rules
+from normkit.models.auditing import RULES, Configuration, Finding, Report, Rule, audit
+from normkit.models.auditing.audit import _gather
+from normkit.models.auditing.observe import observe
+from normkit.models.auditing.rules.behaviour import mixed_entropy
+from normkit.models.auditing.running import run_rules
+from normkit.models.measuring.channels import Gauge, Histogram, by_channel, sample_moments
+from normkit.models.measuring.drift import between, from_running
 from normkit.models.sites import find_sites, site_of
 
 
@@ -280,7 +280,7 @@ def test_chance_is_what_samples_of_one_distribution_show(positions, skew):
 @pytest.mark.parametrize(("classes", "size"), [(2, 3), (10, 8), (10, 64), (100, 32)])
 def test_entropy_of_mixed_batches(classes, size):
     """Against labels that are really drawn."""
-    from normkit.models.audit.evidence import Labels
+    from normkit.models.auditing.evidence import Labels
 
     draw = np.random.default_rng(1)
     found = []
@@ -768,3 +768,27 @@ def test_an_empty_report_says_so():
     finding = Finding("r", "info", "", "m", "w", "r")
     assert Report("net", [finding]).exit_status() == 0
     assert Report("net", [finding]).exit_status("info") == 1
+
+
+def test_a_cause_is_as_severe_as_what_it_explains():
+    """Few batches are a warning; statistics that do not fit the data at all are an error."""
+    torch.manual_seed(0)
+    data = 3 * torch.randn(512, 4) + 5
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    for batch in data.split(64):
+        model(batch)
+    model.eval()
+    (quiet,) = audit(model).findings
+    (loud,) = audit(model, -data).findings
+    assert (quiet.rule, quiet.severity, quiet.effects) == ("momentum", "warning", ())
+    assert (loud.rule, loud.severity, loud.effects) == ("momentum", "error", ("stale-statistics",))
+    assert "stale-statistics" in str(audit(model, -data))
+
+
+def test_layers_with_the_same_fault_share_a_paragraph():
+    layers = [nn.BatchNorm1d(4, momentum=0.0) for _ in range(9)]
+    for layer in layers:
+        layer.num_batches_tracked += 1000
+    text = str(audit(nn.Sequential(*layers).train(), ignore=("misplaced-norm",)))
+    assert text.count("momentum at") == 1
+    assert "and 3 more" in text

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import model_zoo as zoo
 import normkit.torch as nt
-from normkit.models.audit import audit
+from normkit.models.auditing import audit
 
 LOOKED_AT = 900  # of 1797 samples
 #: A sound way to train.

@@ -16,15 +16,11 @@ pytest.importorskip("jinja2", reason="jinja2 is not installed")
 from torch import nn  # noqa: E402
 
 from browser import Browser, needs_chromium  # noqa: E402
-from normkit.models.audit.audit import audit  # noqa: E402
-from normkit.models.audit.findings import (  # noqa: E402
-    Finding,
-    LayerRecord,
-    Report,
-    Skipped,
-)
-from normkit.models.audit.page import render, sections_of  # noqa: E402
-from normkit.models.audit.pictures import pictures  # noqa: E402
+from normkit.models.auditing.audit import audit  # noqa: E402
+from normkit.models.auditing.findings import Finding, LayerRecord, Skipped  # noqa: E402
+from normkit.models.auditing.page import render, sections_of  # noqa: E402
+from normkit.models.auditing.pictures import pictures  # noqa: E402
+from normkit.models.auditing.report import Report  # noqa: E402
 from normkit.report import Diagram, Folds, Notices, Plots, Table, Text, Verdict  # noqa: E402
 from test_report import HOSTILE, dots_of, loads  # noqa: E402
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F  # noqa: E402, N812 - its usual name
 import normkit.torch as nt  # noqa: E402
 from model_structures import STRUCTURES, conv_norm, structure  # noqa: E402
 from model_zoo import NAMES, batches, digits, fit, fresh, trained  # noqa: E402
-from normkit.models.audit import Configuration, Evidence, audit  # noqa: E402
-from normkit.models.audit.audit import run_rules  # noqa: E402
-from normkit.models.audit.rules import RULES  # noqa: E402
+from normkit.models.auditing import Configuration, Evidence, audit  # noqa: E402
+from normkit.models.auditing.audit import run_rules  # noqa: E402
+from normkit.models.auditing.rules import RULES  # noqa: E402
 from normkit.models.recalibration import recalibrate  # noqa: E402
 from normkit.models.sites import NormSite, find_sites  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from normkit.demo.journey import FAULT, Journey, Station
 from normkit.demo.training import ROUNDINGS
-from normkit.models.audit.page import sections_of
+from normkit.models.auditing.page import sections_of
 from normkit.report import (
     Curve,
     Dots,

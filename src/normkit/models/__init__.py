@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normkit.models.audit import Configuration, Report, audit
+from normkit.models.auditing import Configuration, Report, audit
 from normkit.models.conversion import convert
 from normkit.models.folding import FoldReport, fold, fold_with_report, plan_folds
 from normkit.models.folding.files import fold_file

@@ -76,7 +76,7 @@ def command(
     debug: options.Debug = False,  # noqa: ARG001 - read where errors are caught
 ) -> None:
     """Look for faults of normalization; exit status 0: clean, 1: findings, 2: could not run."""
-    from normkit.models.audit import audit
+    from normkit.models.auditing import audit
     from normkit.models.opening import open_model
     from normkit.writing import check_output
 

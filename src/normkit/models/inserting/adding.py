@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import ModelError
-from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.batches import Batch, Forward, call
 from normkit.models.conversion.catalogue import BATCH, LIBRARIES, SYNC
 from normkit.models.conversion.proof import copied
@@ -30,6 +29,7 @@ from normkit.models.inserting.pairs import (
     pairs_of,
     sayer,
 )
+from normkit.models.measuring.undisturbed import undisturbed
 from normkit.torch.options import check_choice
 
 __all__ = ["insert"]

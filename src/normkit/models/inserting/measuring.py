@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from normkit.errors import DataError, ModelError
-from normkit.models.audit.undisturbed import undisturbed
 from normkit.models.batches import Batch, Forward, batches_of, call
 from normkit.models.conversion.surroundings import recorded
+from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
 from normkit.moments import Moments
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from normkit.errors import ModelError
-from normkit.models.audit.undisturbed import undisturbed
+from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.recalibration.averages import Reading
 from normkit.models.sites import NormSite
 from normkit.moments import Moments

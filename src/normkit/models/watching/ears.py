@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from normkit.models.audit.channels import Gauge, by_channel, sample_moments
-from normkit.models.audit.drift import from_running
+from normkit.models.measuring.channels import Gauge, by_channel, sample_moments
+from normkit.models.measuring.drift import from_running
 from normkit.models.sites import NormSite, site_of
 from normkit.torch.transforms import is_recomputation
 

@@ -44,7 +44,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Notice:
-    """A finding of the auditor's; see :class:`normkit.models.audit.findings.Finding`."""
+    """A finding of the auditor's; see :class:`normkit.models.auditing.findings.Finding`."""
 
     rule: str
     severity: str

@@ -95,7 +95,7 @@ def _chosen(rules: bool | Iterable[str]) -> list[Any]:
     """The auditor's rules that are cheap: those that look at weights and configuration."""
     if rules is False:
         return []
-    from normkit.models.audit.rules import RULES
+    from normkit.models.auditing.rules import RULES
 
     cheap = {r.name: r for r in RULES if all(n.split(".")[0] in _CHEAP for n in r.needs)}
     if rules is True:
@@ -232,8 +232,8 @@ class Watch:
         tensors = self._model.state_dict(keep_vars=True)
         if not self._rules or any(hasattr(t, "to_local") for t in tensors.values()):
             return ()  # of a sharded model no rank has the weights
-        from normkit.models.audit.evidence import Configuration, Evidence
-        from normkit.models.audit.running import run_rules
+        from normkit.models.auditing.evidence import Configuration, Evidence
+        from normkit.models.auditing.running import run_rules
 
         configuration = Configuration(optimizer=self.optimizer)
         evidence = Evidence(list(sites.values()), dict(tensors), configuration=configuration)

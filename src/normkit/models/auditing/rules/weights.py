@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from normkit.models.audit.drift import divergence
-from normkit.models.audit.evidence import Evidence
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import Rule, rule
-from normkit.models.audit.rules.sets import (
+from normkit.models.auditing.evidence import Evidence
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import Rule, rule
+from normkit.models.auditing.rules.sets import (
     OFF,
     SHARE,
     channels_where,
@@ -24,6 +23,7 @@ from normkit.models.audit.rules.sets import (
     numbers,
     option,
 )
+from normkit.models.measuring.drift import divergence
 from normkit.models.sites import NormSite
 
 Tensor = torch.Tensor

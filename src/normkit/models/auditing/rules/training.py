@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from normkit.models.audit.drift import divergence, from_running
-from normkit.models.audit.evidence import Configuration, Evidence
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import NotEnoughError, Rule, rule
-from normkit.models.audit.rules.sets import (
+from normkit.models.auditing.evidence import Configuration, Evidence
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import NotEnoughError, Rule, rule
+from normkit.models.auditing.rules.sets import (
     OFF,
     SHARE,
     is_initial,
@@ -23,6 +22,7 @@ from normkit.models.audit.rules.sets import (
     positions,
     samples_in_a_set,
 )
+from normkit.models.measuring.drift import divergence, from_running
 from normkit.models.sites import NormSite
 
 Findings = Iterator[Finding]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from normkit.models.audit.findings import SEVERITIES, Finding, LayerRecord, Report
-from normkit.models.audit.pictures import number, pictures
+from normkit.models.auditing.findings import SEVERITIES, Finding, LayerRecord
+from normkit.models.auditing.pictures import number, pictures
 from normkit.report import (
     Diagram,
     DiagramNode,
@@ -22,6 +23,9 @@ from normkit.report import (
     Verdict,
     page,
 )
+
+if TYPE_CHECKING:
+    from normkit.models.auditing.report import Report
 
 __all__ = ["render", "sections_of"]
 
@@ -187,6 +191,12 @@ def _repair(repair: str) -> list[str]:
 
 
 def _measured(finding: Finding) -> str:
+    """What was measured, at which channels, and what follows from it."""
+    effects = f"; the cause of {', '.join(finding.effects)}" if finding.effects else ""
+    return _where(finding) + effects
+
+
+def _where(finding: Finding) -> str:
     if not finding.channels or "channel" in finding.measured:
         return finding.measured
     named = ", ".join(map(str, finding.channels[:MOST_CHANNELS]))

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from normkit.models.audit.rule import Rule
-from normkit.models.audit.rules import behaviour, silence, statistics, structure, training, weights
+from normkit.models.auditing.rule import Rule
+from normkit.models.auditing.rules import (
+    behaviour,
+    silence,
+    statistics,
+    structure,
+    training,
+    weights,
+)
 
 __all__ = ["RULES"]
 

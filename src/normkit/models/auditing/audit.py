@@ -12,17 +12,17 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from normkit.errors import ModelError, OptionError
-from normkit.models.audit.evidence import Configuration, Evidence
-from normkit.models.audit.findings import Report
-from normkit.models.audit.observe import observe, shapes_of
-from normkit.models.audit.programs import listenable
-from normkit.models.audit.records import layer_records, network_map
-from normkit.models.audit.rule import Rule
-from normkit.models.audit.rules import RULES
-from normkit.models.audit.running import run_rules
-from normkit.models.audit.undisturbed import undisturbed
+from normkit.models.auditing.evidence import Configuration, Evidence
+from normkit.models.auditing.observe import observe, shapes_of
+from normkit.models.auditing.programs import listenable
+from normkit.models.auditing.records import layer_records, network_map
+from normkit.models.auditing.report import Report
+from normkit.models.auditing.rule import Rule
+from normkit.models.auditing.rules import RULES
+from normkit.models.auditing.running import run_rules
 from normkit.models.batches import Forward
 from normkit.models.graphs.module import trace
+from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.sites import NormSite, find_sites
 from normkit.models.wrappers import plain_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from normkit.models.audit.evidence import Spread
+from normkit.models.measuring.spread import Spread
 
 __all__ = ["Drift", "between", "divergence", "from_running"]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from normkit.models.audit.evidence import Evidence, Labels
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import NotEnoughError, Rule, rule
-from normkit.models.audit.rules.sets import is_initial
-from normkit.models.audit.rules.statistics import SAMPLES, enough, stale_layers
+from normkit.models.auditing.evidence import Evidence, Labels
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import NotEnoughError, Rule, rule
+from normkit.models.auditing.rules.sets import is_initial
+from normkit.models.auditing.rules.statistics import SAMPLES, enough, stale_layers
 
 Findings = Iterator[Finding]
 

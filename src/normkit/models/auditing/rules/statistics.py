@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from normkit.models.audit.drift import Drift, between, from_running
-from normkit.models.audit.evidence import Evidence, Observation, Spread
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import NotEnoughError, Rule, rule
-from normkit.models.audit.rules.sets import channels_where, is_initial, numbers, option
+from normkit.models.auditing.evidence import Evidence, Observation
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import NotEnoughError, Rule, rule
+from normkit.models.auditing.rules.sets import channels_where, is_initial, numbers, option
 from normkit.models.graphs.graph import Graph, Node
+from normkit.models.measuring.drift import Drift, between, from_running
+from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
 
 Tensor = torch.Tensor

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from normkit.models.audit.evidence import Evidence, Observation, Spread
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import Rule, rule
-from normkit.models.audit.rules.sets import channels_where, is_initial, listed, numbers
+from normkit.models.auditing.evidence import Evidence, Observation
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import Rule, rule
+from normkit.models.auditing.rules.sets import channels_where, is_initial, listed, numbers
 from normkit.models.graphs.graph import Graph
+from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
 
 Tensor = torch.Tensor

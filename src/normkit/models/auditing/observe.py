@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from normkit.errors import DataError
-from normkit.models.audit.evidence import Accuracy, Labels, Study
-from normkit.models.audit.listener import Listener
-from normkit.models.audit.undisturbed import undisturbed
+from normkit.models.auditing.evidence import Accuracy, Labels, Study
+from normkit.models.auditing.listener import Listener
 from normkit.models.batches import Batch, Forward, batches_of, call
+from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
 from normkit.models.sites import NormSite
 

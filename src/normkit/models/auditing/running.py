@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from normkit.models.audit.evidence import Evidence
-from normkit.models.audit.findings import SEVERITIES, Finding, Skipped
-from normkit.models.audit.rule import NotEnoughError, Rule
+from normkit.models.auditing.evidence import Evidence
+from normkit.models.auditing.findings import SEVERITIES, Finding, Skipped
+from normkit.models.auditing.rule import NotEnoughError, Rule
 
 __all__ = ["run_rules"]
 
@@ -30,16 +31,31 @@ def run_rules(
             said = (str(error).splitlines() or [""])[0]
             words = f"a correction of normkit: the rule failed with {type(error).__name__}: {said}"
             skipped.append(Skipped(rule.name, words))
-    kept = [f for rule in rules for f in found.get(rule.name, ()) if not _explained(f, rule, found)]
+    kept = _causes(rules, found)
     places = {site.name: i for i, site in enumerate(evidence.sites)}
     kept.sort(key=lambda f: (-SEVERITIES.index(f.severity), places.get(f.site, -1)))
     return kept, skipped, list(found)
 
 
-def _explained(finding: Finding, rule: Rule, found: dict[str, list[Finding]]) -> bool:
-    """Whether a rule that this one yields to has found the cause."""
-    causes = [cause for name in rule.yields_to for cause in found.get(name, ())]
-    return any(_covers(cause, finding) for cause in causes)
+def _causes(rules: Sequence[Rule], found: dict[str, list[Finding]]) -> list[Finding]:
+    """What nothing else explains; as severe as the worst that it explains."""
+    effects: dict[int, list[Finding]] = {}
+    kept = []
+    for rule in rules:
+        for finding in found.get(rule.name, ()):
+            rivals = [f for name in rule.yields_to for f in found.get(name, ())]
+            causes = [f for f in rivals if _covers(f, finding)]
+            for cause in causes:
+                effects.setdefault(id(cause), []).append(finding)
+            if not causes:
+                kept.append(finding)
+    return [_with_effects(finding, effects.get(id(finding), [])) for finding in kept]
+
+
+def _with_effects(finding: Finding, effects: Sequence[Finding]) -> Finding:
+    worst = max((f.severity for f in (finding, *effects)), key=SEVERITIES.index)
+    names = tuple(dict.fromkeys(f.rule for f in effects))
+    return replace(finding, severity=worst, effects=names)
 
 
 def _covers(cause: Finding, effect: Finding) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from normkit.models.audit.evidence import Evidence, Observation
-from normkit.models.audit.findings import LayerRecord
+from normkit.models.auditing.evidence import Evidence, Observation
+from normkit.models.auditing.findings import LayerRecord
 from normkit.models.graphs.graph import Graph
 from normkit.models.sites import NormSite
 

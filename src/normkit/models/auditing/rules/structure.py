@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from normkit.models.audit.evidence import Evidence
-from normkit.models.audit.findings import Finding
-from normkit.models.audit.rule import NotEnoughError, Rule, rule
-from normkit.models.audit.rules.sets import is_pointwise, moving, positions
+from normkit.models.auditing.evidence import Evidence
+from normkit.models.auditing.findings import Finding
+from normkit.models.auditing.rule import NotEnoughError, Rule, rule
+from normkit.models.auditing.rules.sets import is_pointwise, moving, positions
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
 

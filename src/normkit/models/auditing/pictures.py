@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
-from normkit.models.audit.findings import LayerRecord
+from normkit.models.auditing.findings import LayerRecord
 from normkit.report import Bars, Curve, Dots, Plot, Plots, Section, Table, Text
 
 __all__ = ["number", "pictures"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from normkit.models.audit.evidence import Evidence
+from normkit.models.auditing.evidence import Evidence
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from normkit.models.audit.evidence import Evidence
-from normkit.models.audit.findings import SEVERITIES, Finding
+from normkit.models.auditing.evidence import Evidence
+from normkit.models.auditing.findings import SEVERITIES, Finding
 
 __all__ = ["NotEnoughError", "Rule", "rule"]
 

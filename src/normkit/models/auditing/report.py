@@ -1,88 +1,20 @@
-"""What an audit says: findings, rules that could not run, what was measured; as words and JSON."""
+"""The result of an audit, as words and as JSON."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from normkit.errors import OptionError
+from normkit.models.auditing.findings import SEVERITIES, Finding, LayerRecord, Skipped
 from normkit.writing import check_output, write_whole
 
-__all__ = ["SEVERITIES", "Finding", "LayerRecord", "Report", "Skipped"]
-
-#: From the least to the worst: worth knowing, costs something, is wrong.
-SEVERITIES = ("info", "warning", "error")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One fault at one place.
-
-    Args:
-        rule: the rule's name, such as ``"stale-statistics"``.
-        severity: one of :data:`SEVERITIES`.
-        site: the layer's path; "" for the model as a whole.
-        measured: what was measured against which threshold, in words with numbers.
-        value, threshold: the two numbers, where the rule has such.
-        why: why it matters, one sentence.
-        repair: the call, or the change, that repairs it.
-        channels: those concerned, where not all are.
-    """
-
-    rule: str
-    severity: str
-    site: str
-    measured: str
-    why: str
-    repair: str
-    value: float | None = None
-    threshold: float | None = None
-    channels: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A rule that could not run, and what it needs: ``needs="data: pass data="``."""
-
-    rule: str
-    needs: str
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """What is known of one norm, for tables and pictures. All lists are by channel.
-
-    Args:
-        name, kind, type_name: as of its NormSite.
-        channels: how many.
-        gamma, beta, running_mean, running_var: as stored.
-        fresh_mean, fresh_var: of the data; var is the population's estimate.
-        samples, elements: behind them: samples, and elements a channel.
-        edges, counts: a histogram of the norm's output over the data: len(edges) = len(counts) + 1.
-        eps: added to the variance.
-    """
-
-    name: str
-    kind: str
-    type_name: str
-    channels: int | None
-    gamma: list[float] = field(default_factory=list)
-    beta: list[float] = field(default_factory=list)
-    running_mean: list[float] = field(default_factory=list)
-    running_var: list[float] = field(default_factory=list)
-    fresh_mean: list[float] = field(default_factory=list)
-    fresh_var: list[float] = field(default_factory=list)
-    samples: int = 0
-    elements: int = 0
-    edges: list[float] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    eps: float | None = None
+__all__ = ["Report"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +81,9 @@ class Report:
             content = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             write_whole(path, content + "\n")
         else:
-            # By name: the page imports this module, and its libraries are optional.
-            page = importlib.import_module("normkit.models.audit.page")
-            write_whole(path, page.render(self))
+            from normkit.models.auditing.page import render  # its libraries are optional
+
+            write_whole(path, render(self))
 
 
 def _plain(value: Any) -> Any:
@@ -168,15 +100,9 @@ def _lines(report: Report) -> Iterator[str]:
         f"{report.model}: {_number(count, 'finding')} in {_number(len(report.layers), 'norm')}, "
         f"{_number(len(report.ran), 'rule')} looked, {len(report.skipped)} could not"
     )
-    for finding in report.findings:
+    for group in _alike(report.findings):
         yield ""
-        yield f"{finding.severity.upper()} {finding.rule} at {finding.site or 'the model'}"
-        for label, words in (
-            ("found", finding.measured), ("why", finding.why), ("repair", finding.repair),
-        ):  # fmt: skip
-            yield textwrap.fill(
-                words, 100, initial_indent=f"  {label:7}", subsequent_indent=" " * 9
-            )
+        yield from _group(group)
     if report.notes:
         yield ""
         for note in report.notes:
@@ -190,6 +116,32 @@ def _lines(report: Report) -> Iterator[str]:
         for needs, rules in by_need.items():
             words = f"{', '.join(rules)}: needs {needs}"
             yield textwrap.fill(words, 100, initial_indent="  ", subsequent_indent="    ")
+
+
+def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings that say the same of several layers, together."""
+    groups: dict[tuple[Any, ...], list[Finding]] = {}
+    for f in findings:
+        groups.setdefault((f.severity, f.rule, f.measured, f.repair, f.effects), []).append(f)
+    return list(groups.values())
+
+
+def _group(findings: Sequence[Finding]) -> Iterator[str]:
+    first = findings[0]
+    names = [f.site or "the model" for f in findings]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    yield f"{first.severity.upper()} {first.rule} at {', '.join(names[:_SHOWN])}{more}"
+    for label, words in (
+        ("found", first.measured), ("why", first.why), ("effect", ", ".join(first.effects)),
+        ("repair", first.repair),
+    ):  # fmt: skip
+        if words:
+            yield textwrap.fill(
+                words, 100, initial_indent=f"  {label:7}", subsequent_indent=" " * 9
+            )
+
+
+_SHOWN = 6  # names of layers in one line
 
 
 def _number(count: int, what: str) -> str:

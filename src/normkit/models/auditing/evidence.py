@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from normkit.models.graphs.graph import Graph
+from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
-from normkit.moments import Moments
 
 __all__ = [
     "Accuracy",
@@ -48,26 +48,6 @@ class Configuration:
     broadcast_buffers: bool | None = None
     accumulate: int | None = None
     averaged: bool | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Spread:
-    """Statistics by channel that know how uncertain they are.
-
-    The elements of one image are no independent draws; samples are. So what an average over all
-    elements may be off by is told from how far the samples lie apart.
-
-    Args:
-        elements: moments of all elements, (C,), float64.
-        samples: independent draws behind them.
-        mean_scatter: variance between the samples of their means, (C,).
-        var_scatter: variance between the samples of their mean squared deviations, (C,).
-    """
-
-    elements: Moments
-    samples: int
-    mean_scatter: Tensor
-    var_scatter: Tensor
 
 
 @dataclass(frozen=True, eq=False)

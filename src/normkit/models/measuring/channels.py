@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from normkit.models.audit.evidence import Spread
+from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.models.audit.channels import Gauge, Histogram, by_channel, sample_moments
-from normkit.models.audit.evidence import Observation
+from normkit.models.auditing.evidence import Observation
+from normkit.models.measuring.channels import Gauge, Histogram, by_channel, sample_moments
 from normkit.models.sites import NormSite
 from normkit.torch import native
 

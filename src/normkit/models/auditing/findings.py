@@ -1,0 +1,77 @@
+"""What an audit is made of: findings, rules that could not run, what was measured of each norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["SEVERITIES", "Finding", "LayerRecord", "Skipped"]
+
+#: From the least to the worst: worth knowing, costs something, is wrong.
+SEVERITIES = ("info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault at one place.
+
+    Args:
+        rule: the rule's name, such as ``"stale-statistics"``.
+        severity: one of :data:`SEVERITIES`.
+        site: the layer's path; "" for the model as a whole.
+        measured: what was measured against which threshold, in words with numbers.
+        value, threshold: the two numbers, where the rule has such.
+        why: why it matters, one sentence.
+        repair: the call, or the change, that repairs it.
+        channels: those concerned, where not all are.
+        effects: names of rules that found no more than what follows from this.
+    """
+
+    rule: str
+    severity: str
+    site: str
+    measured: str
+    why: str
+    repair: str
+    value: float | None = None
+    threshold: float | None = None
+    channels: tuple[int, ...] = ()
+    effects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A rule that could not run, and what it needs: ``needs="data: pass data="``."""
+
+    rule: str
+    needs: str
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """What is known of one norm, for tables and pictures. All lists are by channel.
+
+    Args:
+        name, kind, type_name: as of its NormSite.
+        channels: how many.
+        gamma, beta, running_mean, running_var: as stored.
+        fresh_mean, fresh_var: of the data; var is the population's estimate.
+        samples, elements: behind them: samples, and elements a channel.
+        edges, counts: a histogram of the norm's output over the data: len(edges) = len(counts) + 1.
+        eps: added to the variance.
+    """
+
+    name: str
+    kind: str
+    type_name: str
+    channels: int | None
+    gamma: list[float] = field(default_factory=list)
+    beta: list[float] = field(default_factory=list)
+    running_mean: list[float] = field(default_factory=list)
+    running_var: list[float] = field(default_factory=list)
+    fresh_mean: list[float] = field(default_factory=list)
+    fresh_var: list[float] = field(default_factory=list)
+    samples: int = 0
+    elements: int = 0
+    edges: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    eps: float | None = None
