@@ -122,7 +122,7 @@ def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Findings that say the same of several layers, together."""
     groups: dict[tuple[Any, ...], list[Finding]] = {}
     for f in findings:
-        groups.setdefault((f.severity, f.rule, f.measured, f.repair, f.effects), []).append(f)
+        groups.setdefault((f.severity, f.rule, f.measured, f.effects), []).append(f)
     return list(groups.values())
 
 
@@ -130,10 +130,13 @@ def _group(findings: Sequence[Finding]) -> Iterator[str]:
     first = findings[0]
     names = [f.site or "the model" for f in findings]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    repair = first.repair.rstrip(".")
+    if any(f.repair != first.repair for f in findings):
+        repair += "; and alike at the others"
     yield f"{first.severity.upper()} {first.rule} at {', '.join(names[:_SHOWN])}{more}"
     for label, words in (
         ("found", first.measured), ("why", first.why), ("effect", ", ".join(first.effects)),
-        ("repair", first.repair),
+        ("repair", repair + "."),
     ):  # fmt: skip
         if words:
             yield textwrap.fill(
