@@ -15,6 +15,7 @@ import normkit.torch as nt
 from normkit.errors import ModelError
 from normkit.models.progress import track
 from normkit.models.racing import race
+from normkit.torch.comparing import arguments
 
 __all__ = ["CASES", "Timing", "race", "time_layers", "time_model"]
 
@@ -130,10 +131,3 @@ def _training_step(model: nn.Module, example: Any) -> Callable[[], Any]:
         torch.stack(losses).sum().backward()
 
     return step
-
-
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An example as the arguments of a call."""
-    if isinstance(example, dict):
-        return (), example
-    return (example, {}) if isinstance(example, tuple) else ((example,), {})

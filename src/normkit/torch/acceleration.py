@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 from normkit.errors import DTypeError, OptionError
 from normkit.torch.adopt import adopt_all
+from normkit.torch.comparing import arguments, relative_difference
 from normkit.torch.fusion import Fusions, fuse_container
+from normkit.words import counted
 
 __all__ = ["accelerate"]
 
@@ -66,8 +68,8 @@ def accelerate(
     worst = None if example is None else _try(model, example)
     swapped, done = _change(model)
     say(
-        f"accelerate: {_count(len(swapped), 'norm layer')} on normkit's kernels, "
-        f"{_count(done.activations, 'activation')} and {_count(done.additions, 'addition')} fused"
+        f"accelerate: {counted(len(swapped), 'norm layer')} on normkit's kernels, "
+        f"{counted(done.activations, 'activation')} and {counted(done.additions, 'addition')} fused"
     )
     for name, reason in done.left_alone.items():
         say(f"accelerate: nothing fused in {name or 'the model itself'}: {reason}")
@@ -80,10 +82,6 @@ def accelerate(
 
 def _silence(line: str) -> None:
     """Takes a line of the report and leaves it at that."""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _change(model: nn.Module) -> tuple[list[str], Fusions]:
@@ -105,7 +103,7 @@ def _try(model: nn.Module, example: Any) -> float:
 
 def _verify(model: nn.Module, trial: nn.Module, example: Any) -> float:
     """The worst relative difference between the two."""
-    args, kwargs = _arguments(example)
+    args, kwargs = arguments(example)
     worst = 0.0
     for training in (True, False):
         try:
@@ -116,7 +114,7 @@ def _verify(model: nn.Module, trial: nn.Module, example: Any) -> float:
             raise
         found = _results(copy.deepcopy(trial).double().train(training), args, kwargs)
         for what, want in wanted.items():
-            difference = _difference(found[what], want)
+            difference = relative_difference(found[what], want)
             worst = max(worst, difference)
             if not difference <= _TOLERANCE:
                 raise OptionError(
@@ -128,12 +126,6 @@ def _verify(model: nn.Module, trial: nn.Module, example: Any) -> float:
                     "report this model.",
                 )
     return worst
-
-
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, dict):
-        return (), example
-    return (example, {}) if isinstance(example, tuple) else ((example,), {})
 
 
 def _results(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
@@ -156,16 +148,3 @@ def _results(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
     grads = {f"the gradient of input {i}": t.grad for i, t in enumerate(inputs)}
     grads |= {f"the gradient of {name}": p.grad for name, p in model.named_parameters()}
     return found | {what: grad for what, grad in grads.items() if grad is not None}
-
-
-def _difference(got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape:
-        return float("inf")
-    if not want.numel():
-        return 0.0
-    got, want = got.double(), want.double()
-    odd = ~want.isfinite()
-    if not torch.equal(got[odd].nan_to_num(nan=0.5), want[odd].nan_to_num(nan=0.5)):
-        return float("inf")
-    got, want = got.masked_fill(odd, 0.0), want.masked_fill(odd, 0.0)
-    return float((got - want).abs().max() / want.abs().max().clamp(min=1e-6))

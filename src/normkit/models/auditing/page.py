@@ -58,6 +58,7 @@ def render(report: Report) -> str:
     Raises:
         ModuleNotFoundError: jinja2 is not installed; the message says what to install.
 
+    >>> from normkit.models.auditing.report import Report
     >>> "<h1>Audit of a network</h1>" in render(Report("a network"))
     True
     """

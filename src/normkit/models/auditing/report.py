@@ -12,6 +12,7 @@ from typing import Any
 
 from normkit.errors import OptionError
 from normkit.models.auditing.findings import SEVERITIES, Finding, LayerRecord, Skipped
+from normkit.words import counted, listed
 from normkit.writing import check_output, write_whole
 
 __all__ = ["Report"]
@@ -97,8 +98,8 @@ def _plain(value: Any) -> Any:
 def _lines(report: Report) -> Iterator[str]:
     count = len(report.findings)
     yield (
-        f"{report.model}: {_number(count, 'finding')} in {_number(len(report.layers), 'norm')}, "
-        f"{_number(len(report.ran), 'rule')} looked, {len(report.skipped)} could not"
+        f"{report.model}: {counted(count, 'finding')} in {counted(len(report.layers), 'norm')}, "
+        f"{counted(len(report.ran), 'rule')} looked, {len(report.skipped)} could not"
     )
     for group in _alike(report.findings):
         yield ""
@@ -128,12 +129,11 @@ def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
 
 def _group(findings: Sequence[Finding]) -> Iterator[str]:
     first = findings[0]
-    names = [f.site or "the model" for f in findings]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    names = [f.site for f in findings]
     repair = first.repair.rstrip(".")
     if any(f.repair != first.repair for f in findings):
         repair += "; and alike at the others"
-    yield f"{first.severity.upper()} {first.rule} at {', '.join(names[:_SHOWN])}{more}"
+    yield f"{first.severity.upper()} {first.rule} at {listed(names)}"
     for label, words in (
         ("found", first.measured), ("why", first.why), ("effect", ", ".join(first.effects)),
         ("repair", repair + "."),
@@ -142,10 +142,3 @@ def _group(findings: Sequence[Finding]) -> Iterator[str]:
             yield textwrap.fill(
                 words, 100, initial_indent=f"  {label:7}", subsequent_indent=" " * 9
             )
-
-
-_SHOWN = 6  # names of layers in one line
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")

@@ -23,6 +23,7 @@ from normkit.models.sites import NormSite, find_sites, site_of
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.normact import NormAct
 from normkit.torch.options import RenormSchedule, check_choice
+from normkit.words import listed
 
 __all__ = ["convert"]
 
@@ -165,18 +166,13 @@ class _Plan:
         for name, why in self.refused:
             lines.append(f"{name or 'the model itself'} is left as it was: {why}")
         if self.left:
-            lines.append(f"left alone: {_listed(self.left)}, {self.reason}")
+            lines.append(f"left alone: {listed(self.left)}, {self.reason}")
         notes = dict.fromkeys(note for change in self.changes for note in change.notes)
         return [*lines, *notes]
 
 
 def _were(names: list[str]) -> str:
     return "was" if len(names) == 1 else "were"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name or "the model itself" for name in names[:_SHOWN]) + more
 
 
 def _plan(model: nn.Module, request: Request, only: Only | None, on_refused: str) -> _Plan:

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from normkit.errors import ModelError
 from normkit.models.batches import Batch, Forward, call
+from normkit.torch.comparing import relative_difference
 
 __all__ = ["Difference", "copied", "difference"]
 
@@ -100,7 +101,9 @@ def difference(
 def _worst(found: list[Tensor], wanted: list[Tensor]) -> float:
     if len(found) != len(wanted):
         return float("inf")
-    return max((_relative(*pair) for pair in zip(found, wanted, strict=True)), default=0.0)
+    return max(
+        (relative_difference(*pair) for pair in zip(found, wanted, strict=True)), default=0.0
+    )
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
@@ -124,19 +127,3 @@ def _outputs(
         torch.manual_seed(0)
         leaves = pytree.tree_leaves(call(trial, batch, forward))
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _relative(got: Tensor, want: Tensor) -> float:
-    if got.shape != want.shape:
-        return float("inf")
-    if not want.numel():
-        return 0.0
-    got, want = got.double(), want.double()
-    odd = ~want.isfinite()
-    same = got.isfinite().eq(want.isfinite()).all() and torch.equal(
-        got[odd].nan_to_num(), want[odd].nan_to_num()
-    )
-    if not same:
-        return float("inf")
-    apart = (got - want).masked_fill(odd, 0.0).abs().max()
-    return float(apart / want.masked_fill(odd, 0.0).abs().max().clamp(min=1e-6))

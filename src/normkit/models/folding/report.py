@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from normkit.models.folding.planning import Plan
+from normkit.words import counted, listed
 
 __all__ = ["FoldReport", "Folded", "Verification", "report_of"]
 
@@ -106,10 +107,10 @@ class FoldReport:
         if not norms:
             return "fold: the model has no norms"
         if not self.folded:
-            return f"fold: none of {_count(norms, 'norm')} folded"
+            return f"fold: none of {counted(norms, 'norm')} folded"
         return (
-            f"fold: {len(self.folded)} of {_count(norms, 'norm')} folded into "
-            f"{_count(len(layers), 'layer')}; {saved:,} parameters fewer ({share:.1%})"
+            f"fold: {len(self.folded)} of {counted(norms, 'norm')} folded into "
+            f"{counted(len(layers), 'layer')}; {saved:,} parameters fewer ({share:.1%})"
         )
 
     def _what_stays(self) -> list[str]:
@@ -123,9 +124,9 @@ class FoldReport:
         shown = list(reasons.items())
         hidden = sum(len(names) for _, names in shown[_REASONS:])
         return [
-            *(f"fold: left of {_few(names)}: {what}" for what, names in left.items()),
-            *(f"fold: not {_few(names)}: {why}" for why, names in shown[:_REASONS]),
-            *([f"fold: not {_count(hidden, 'other norm')}, for reasons alike"] if hidden else []),
+            *(f"fold: left of {listed(names, 4)}: {what}" for what, names in left.items()),
+            *(f"fold: not {listed(names, 4)}: {why}" for why, names in shown[:_REASONS]),
+            *([f"fold: not {counted(hidden, 'other norm')}, for reasons alike"] if hidden else []),
         ]
 
     def _comparison(self) -> list[str]:
@@ -177,15 +178,6 @@ def report_of(
         *parameters,
         verification or Verification(why_not="nothing was folded yet"),
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")
-
-
-def _few(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _time(seconds: float) -> str:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normkit.errors import DataError, ModelError
 from normkit.models.folding.report import Verification
 from normkit.models.racing import race
+from normkit.torch.comparing import arguments, relative_difference
 
 __all__ = ["TOLERANCE", "Example", "examples_for", "time_both", "verify", "worst_difference"]
 
@@ -48,10 +49,7 @@ class Example:
     @classmethod
     def of(cls, value: Any) -> Example:
         """A user's: a tensor, a tuple of arguments, or a dictionary of keyword arguments."""
-        if isinstance(value, dict):
-            return cls((), value, "the example")
-        args = value if isinstance(value, tuple) else (value,)
-        return cls(args, {}, "the example")
+        return cls(*arguments(value), "the example")
 
     def to(self, dtype: torch.dtype) -> Example:
         """The same in another floating dtype."""
@@ -229,23 +227,10 @@ def worst_difference(got: Mapping[str, Tensor], want: Mapping[str, Tensor]) -> t
     """The worst difference, relative to the largest element of the same value, and where it is."""
     worst, where = 0.0, ""
     for what, wanted in want.items():
-        difference = _difference(got.get(what), wanted)
+        difference = relative_difference(got.get(what), wanted)
         if not difference <= worst:
             worst, where = difference, what
     return worst, where
-
-
-def _difference(got: Tensor | None, want: Tensor) -> float:
-    if got is None or got.shape != want.shape:
-        return float("inf")
-    if not want.numel():
-        return 0.0
-    got, want = got.cpu().double(), want.cpu().double()
-    odd = ~want.isfinite()
-    if not torch.equal(got[odd].nan_to_num(nan=0.5), want[odd].nan_to_num(nan=0.5)):
-        return float("inf")
-    got, want = got.masked_fill(odd, 0.0), want.masked_fill(odd, 0.0)
-    return float((got - want).abs().max() / want.abs().max().clamp(min=1e-6))
 
 
 def _noise(

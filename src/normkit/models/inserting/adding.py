@@ -21,16 +21,15 @@ from normkit.models.graphs.module import trace
 from normkit.models.inserting.measuring import Measured, measure
 from normkit.models.inserting.pairs import (
     compared,
-    counted,
     deviation,
     dims_of,
-    listed,
     op_of,
     pairs_of,
     sayer,
 )
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.torch.options import check_choice
+from normkit.words import counted, listed
 
 __all__ = ["insert"]
 

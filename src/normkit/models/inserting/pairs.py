@@ -17,10 +17,8 @@ __all__ = [
     "LAYERS",
     "SHOWN",
     "compared",
-    "counted",
     "deviation",
     "dims_of",
-    "listed",
     "op_of",
     "pairs_of",
     "sayer",
@@ -115,15 +113,3 @@ def compared(
                 remedy="Find the layer by naming a few at a time, and report it.",
             )
     return f"outputs differ by at most {', '.join(map(str, found.values()))}"
-
-
-def listed(names: list[str]) -> str:
-    """The first few names."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(name or "the model itself" for name in names[:SHOWN]) + more
-
-
-def counted(number: int, what: str) -> str:
-    """A number and its noun."""
-    plural = what + ("es" if what.endswith("ch") else "s")
-    return f"{number} {what if number == 1 else plural}"

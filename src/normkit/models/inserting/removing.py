@@ -20,14 +20,13 @@ from normkit.models.inserting.pairs import (
     LAYERS,
     SHOWN,
     compared,
-    counted,
     deviation,
-    listed,
     op_of,
     pairs_of,
     sayer,
 )
 from normkit.models.sites import NormSite
+from normkit.words import counted, listed
 
 __all__ = ["remove"]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from normkit.words import counted
+
 __all__ = ["Shift", "Shifts", "distances"]
 
 Tensor = torch.Tensor
@@ -80,14 +82,9 @@ class Shifts(list[Shift]):
         """One line."""
         if not self:
             return "nothing was recalibrated"
-        words = f"{_many(len(self), 'set')} of statistics from {_many(self.batches, 'batch')}"
-        words += f" in {_many(self.passes, 'pass')}"
+        words = f"{counted(len(self), 'set')} of statistics from {counted(self.batches, 'batch')}"
+        words += f" in {counted(self.passes, 'pass')}"
         return words + (f", {self.skipped} skipped" if self.skipped else "")
-
-
-def _many(number: int, what: str) -> str:
-    plural = what + ("es" if what[-1] in "sh" else "s")
-    return f"{number} {what if number == 1 else plural}"
 
 
 def distances(before: Sequence[Tensor], after: Sequence[Tensor], eps: float) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from normkit.models.auditing.rules.sets import (
 )
 from normkit.models.measuring.drift import divergence, from_running
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 Findings = Iterator[Finding]
 
@@ -61,7 +62,7 @@ def small_batch(self: Rule, evidence: Evidence) -> Findings:
         least = min(few.values())
         yield self.finding(
             "" if len(few) > 1 else next(iter(few)).name,
-            f"statistics over {_count(least, 'sample')} < {SAMPLES} in {named(list(few))}",
+            f"statistics over {counted(least, 'sample')} < {SAMPLES} in {named(list(few))}",
             _larger_sets(evidence.configuration),
             value=float(least),
             threshold=float(SAMPLES),
@@ -117,7 +118,7 @@ def single_element_batch(self: Rule, evidence: Evidence) -> Findings:
                 which = "a batch" if samples == known.batch_size else "the last batch of an epoch"
                 yield self.finding(
                     site.name,
-                    f"{which} has {_count(samples, 'sample')}, a sample one position: "
+                    f"{which} has {counted(samples, 'sample')}, a sample one position: "
                     "the statistics are over 1 element < 2",
                     repair,
                     value=1.0,
@@ -130,10 +131,6 @@ def single_element_batch(self: Rule, evidence: Evidence) -> Findings:
 
 def _is_single(evidence: Evidence, site: NormSite, samples: int | None) -> bool:
     return samples == 1 and positions(evidence, site) == 1
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 @rule(

@@ -1,0 +1,28 @@
+"""Numbers and names in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["counted", "listed"]
+
+
+def counted(number: int, what: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "layer"), counted(1200, "layer"), counted(2, "batch"), counted(0, "pass")
+    ('1 layer', '1,200 layers', '2 batches', '0 passes')
+    """
+    plural = what + ("es" if what.endswith(("ch", "sh", "s", "x")) else "s")
+    return f"{number:,} {what if number == 1 else plural}"
+
+
+def listed(names: Sequence[object], most: int = 6) -> str:
+    """The first few names; "" is the name of a model itself.
+
+    >>> listed(["a", ""]), listed(range(9), most=3)
+    ('a, the model itself', '0, 1, 2 and 6 more')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    shown = (str(name) or "the model itself" for name in names[:most])
+    return ", ".join(shown) + more
