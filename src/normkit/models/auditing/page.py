@@ -71,6 +71,7 @@ def sections_of(report: Report, prefix: str = "layer") -> list[Section]:
     Args:
         prefix: of the anchors; another one for each report in a page.
 
+    >>> from normkit.models.auditing.report import Report
     >>> [type(section).__name__ for section in sections_of(Report("a network"))]
     ['Verdict']
     """
