@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -526,6 +527,20 @@ def test_a_model_without_norms():
     assert "the model has no normalization layers" in report.notes
 
 
+def test_training_mode_is_said():
+    model, data = zoo.trained("convolutional"), zoo.batches(samples=200)
+    assert not audit(model, data).notes
+    (note,) = audit(model.train(), data).notes
+    assert note == (
+        "the model is in training mode; what it does in eval mode was measured: "
+        "call model.eval() before use"
+    )
+    assert audit(model).notes == ["the model is in training mode: call model.eval() before use"]
+    assert not audit(zoo.trained("transformer").train()).notes
+    model.eval()[4].train()  # which is a finding
+    assert not audit(model).notes
+
+
 def test_lazy_layers_are_left_lazy():
     model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LayerNorm(8))
     report = audit(model, torch.randn(50, 4))
@@ -638,6 +653,11 @@ def test_an_audit_of_a_compiled_model():
 
 
 # --- rules ----------------------------------------------------------------------------------------
+
+
+def test_the_number_of_rules_is_the_same_everywhere():
+    for name in ("README.md", "CHANGELOG.md"):
+        assert f"{len(RULES)} rules" in (Path(__file__).parents[1] / name).read_text(), name
 
 
 def test_there_are_rules_for_all_faults():

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 import model_zoo as zoo
 import normkit.torch as nt
 from normkit.models.auditing import audit
+from normkit.models.sites import find_sites
 
 LOOKED_AT = 900  # of 1797 samples
 #: A sound way to train.
@@ -108,6 +109,73 @@ def test_too_little_data_is_said(samples):
     assert not report.findings, str(report)
     needs = {each.rule: each.needs for each in report.skipped}
     assert f"there were {samples}" in needs["stale-statistics"]
+
+
+# --- new models -----------------------------------------------------------------------------------
+
+
+def has_running_statistics(name):
+    return any(site.kind == "batch" for site in find_sites(zoo.fresh(name)))
+
+
+KEEPERS = [name for name in zoo.NAMES if has_running_statistics(name)]
+UNTOUCHED = "has seen a batch yet"
+
+
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_new_model_is_not_to_be_used(name):
+    """In eval mode, whatever its weights are; in training mode, or unseen, it is as it should be.
+
+    Whoever forgot to load the weights is told so in each case.
+    """
+    model = zoo.fresh(name)
+    for report in (look(model), audit(model), audit(model.eval())):
+        assert not report.findings, str(report)
+        assert sum(UNTOUCHED in note for note in report.notes) == 1
+    report = look(model)
+    assert found(report) == {("never-tracked", "")}, str(report)
+    assert report.findings[0].severity == "error"
+    assert sum(UNTOUCHED in note for note in report.notes) == 1
+
+
+def test_a_new_model_whose_input_is_as_its_statistics_say():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    assert not look(model, torch.randn(400, 6)).findings
+    assert found(look(model, 3 * torch.randn(400, 6))) == {("never-tracked", "")}
+    assert not look(model, 3 * torch.randn(20, 6)).findings  # too few samples to say
+
+
+def test_a_new_layer_in_a_trained_model():
+    model = zoo.trained("convolutional")
+    model.insert(8, nn.BatchNorm2d(32))
+    model.eval()
+    with torch.no_grad():
+        model[7].weight.mul_(2), model[7].bias.sub_(1)
+    report = look(model)
+    assert ("never-tracked", "8") in found(report), str(report)
+    assert {rule for rule, _ in found(report)} <= {"never-tracked", "misplaced-norm"}
+    assert not any(UNTOUCHED in note for note in report.notes)
+    model.train()(zoo.digits()[0])
+    for _ in range(99):
+        model[:9](zoo.digits()[0][:256])
+    assert "never-tracked" not in {rule for rule, _ in found(look(model.eval()))}
+
+
+@pytest.mark.parametrize("name", ["dense", "normkit", "transformer"])
+def test_trained_models_are_not_called_new(name):
+    assert not any(UNTOUCHED in note for note in audit(zoo.trained(name)).notes)
+
+
+def test_frozen_layers_may_hold_their_statistics_in_scale_and_shift():
+    model = zoo.fresh("convolutional")
+    nt.freeze(model)
+    assert any(UNTOUCHED in note for note in look(model).notes)
+    with torch.no_grad():
+        model[1].bias.normal_()
+    report = look(model)
+    assert not report.findings, str(report)
+    assert not any(UNTOUCHED in note for note in report.notes)
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -113,8 +113,8 @@ def _in_options(words: str) -> str:
 
 
 _OPTIONS = {
-    "data": "--data", "batch_size": "--train-batch", "dataset_size": "--train-size",
-    "drop_last": "--drop-last", "world_size": "--ranks",
+    "data": "--data", "weights": "--weights", "batch_size": "--train-batch",
+    "dataset_size": "--train-size", "drop_last": "--drop-last", "world_size": "--ranks",
     "broadcast_buffers": "--broadcast-buffers", "accumulate": "--accumulate",
     "averaged": "--averaged", "optimizer": "an optimizer (from Python only)",
 }  # fmt: skip

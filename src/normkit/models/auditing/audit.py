@@ -19,6 +19,7 @@ from normkit.models.auditing.records import layer_records, network_map
 from normkit.models.auditing.report import Report
 from normkit.models.auditing.rule import Rule
 from normkit.models.auditing.rules import RULES
+from normkit.models.auditing.rules.tracking import is_untouched
 from normkit.models.auditing.running import run_rules
 from normkit.models.batches import Forward
 from normkit.models.graphs.module import trace
@@ -180,12 +181,27 @@ def _measure(
 def _notes(evidence: Evidence) -> Iterator[str]:
     if not evidence.sites:
         yield "the model has no normalization layers"
+    if is_untouched(evidence.sites):
+        yield (
+            "no norm with running statistics has seen a batch yet: if these should be trained "
+            "weights, load them (weights=)"
+        )
+    if any(site.uses_batch and site.tracks for site in evidence.sites) and _in_training(evidence):
+        measured = "; what it does in eval mode was measured" if evidence.study else ""
+        yield f"the model is in training mode{measured}: call model.eval() before use"
     if evidence.blind:
         yield f"the data was not used: it takes {evidence.blind}"
     if evidence.study is not None:
         yield from evidence.study.notes
     for path, reason in (evidence.graph.unknown if evidence.graph else {}).items():
         yield f"not followed inside {path or 'the model'}: {reason}"
+
+
+def _in_training(evidence: Evidence) -> bool:
+    """As a whole; a layer that is so by itself is a rule's business."""
+    if evidence.model is not None:
+        return bool(evidence.model.training)
+    return all(site.training for site in evidence.sites if site.tracks)
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from normkit.models.auditing.rules import (
     silence,
     statistics,
     structure,
+    tracking,
     training,
     weights,
 )
@@ -21,6 +22,6 @@ def _rules(module: ModuleType) -> list[Rule]:
     return [value for value in vars(module).values() if isinstance(value, Rule)]
 
 
-_MODULES = (weights, structure, training, statistics, silence, behaviour)
+_MODULES = (weights, tracking, structure, training, statistics, silence, behaviour)
 
 RULES: tuple[Rule, ...] = tuple(rule for module in _MODULES for rule in _rules(module))

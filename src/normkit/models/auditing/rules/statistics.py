@@ -13,7 +13,13 @@ import torch
 from normkit.models.auditing.evidence import Evidence, Observation
 from normkit.models.auditing.findings import Finding
 from normkit.models.auditing.rule import NotEnoughError, Rule, rule
-from normkit.models.auditing.rules.sets import channels_where, is_initial, numbers, option
+from normkit.models.auditing.rules.sets import (
+    channels_where,
+    is_initial,
+    never_moves,
+    numbers,
+    option,
+)
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.measuring.drift import Drift, between, from_running
 from normkit.models.measuring.spread import Spread
@@ -136,6 +142,21 @@ def stale_layers(evidence: Evidence) -> list[Stale]:
     return [found[0] if nearest is None else nearest]
 
 
+def untracked_layers(evidence: Evidence) -> list[Stale]:
+    """Layers in eval mode with the mean 0 and variance 1 of a new layer, which do not fit."""
+    found: list[Stale] = []
+    if evidence.study is None or evidence.study.samples < SAMPLES:
+        return found
+    for site, seen in comparable(evidence, initial=True):
+        if site.training or never_moves(site):
+            continue
+        own = running_drift(evidence, site, seen.in_training or seen.input)
+        stale = _stale(site, running_drift(evidence, site, seen.input), STALE)
+        if stale is not None and _stale(site, own, OWN) is not None:
+            found.append(stale)
+    return found
+
+
 def _stale(site: NormSite, drift: Drift | None, threshold: float) -> Stale | None:
     """Where many channels are off by the threshold, or one by far."""
     if drift is None:
@@ -174,20 +195,28 @@ def running_drift(evidence: Evidence, site: NormSite, seen: Spread | None) -> Dr
     batches = site.batches or 1
     if not site.cumulative and site.momentum:
         batches = min(batches, math.ceil((2 - site.momentum) / site.momentum))
-    return from_running(mean, var, seen, site.eps, float(size * max(batches, 1)))
+    behind = math.inf if is_initial(site) else float(size * max(batches, 1))
+    return from_running(mean, var, seen, site.eps, behind)
 
 
-def comparable(evidence: Evidence) -> Iterator[tuple[NormSite, Observation]]:
+def comparable(
+    evidence: Evidence, *, initial: bool = False
+) -> Iterator[tuple[NormSite, Observation]]:
     """Batch norms whose running statistics should be those of their input.
 
     Frozen ones are fixed scales and shifts, which the weights around them grew used to. Those that
     keep statistics for each domain are left out.
+
+    Args:
+        initial: those with the statistics of a new layer instead of the others.
     """
     layers = evidence.study.layers if evidence.study else {}
     for site in evidence.sites:
         seen = layers.get(site.name)
         one = site.mean is not None and site.mean.dim() == 1
-        if site.kind != "batch" or not (site.tracks and one) or site.frozen or is_initial(site):
+        if site.kind != "batch" or not (site.tracks and one) or site.frozen:
+            continue
+        if is_initial(site) is not initial:
             continue
         if seen is not None and seen.input is not None and not option(site, "mean_only"):
             yield site, seen

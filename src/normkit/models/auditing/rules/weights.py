@@ -15,11 +15,9 @@ from normkit.models.auditing.rules.sets import (
     OFF,
     SHARE,
     channels_where,
-    is_initial,
     learns_statistics,
     listed,
     named,
-    never_moves,
     numbers,
     option,
 )
@@ -75,70 +73,6 @@ def _values(site: NormSite) -> dict[str, Tensor | None]:
         "gamma": site.gamma,
         "beta": site.beta,
     }
-
-
-@rule(
-    needs=("weights",),
-    severity="error",
-    why="The layer was trained on batches but normalizes with mean 0 and variance 1 "
-    "in eval mode, where nothing is left of what it learned.",
-)
-def never_tracked(self: Rule, evidence: Evidence) -> Findings:
-    """Running statistics as a new layer has them, beside gamma and beta that have been trained.
-
-    Zeros and ones that were counted as batches are not told apart: the values decide.
-    """
-    tracked = any(
-        site.kind == "batch" and site.tracks and not is_initial(site) for site in evidence.sites
-    )
-    sites = [
-        site for site in evidence.sites
-        if learns_statistics(site)
-        and is_initial(site)
-        and not never_moves(site)  # which the rule on momentum says
-        and (_varies(site.beta) or (tracked and _varies(site.gamma)))
-    ]  # fmt: skip
-    if not tracked and _are_drawn(sites):
-        return  # a new model whose gamma and beta begin at random
-    for site in sites:
-        seen = "an unknown number of" if site.batches is None else site.batches
-        yield self.finding(
-            site.name,
-            f"mean 0 and variance 1 in every channel after {seen} batches, "
-            f"while {'beta' if _varies(site.beta) else 'gamma'} has been trained",
-            "normkit.models.recalibrate(model, data)",
-        )
-
-
-def _varies(tensor: Tensor | None) -> bool:
-    """Whether the values differ from each other, as those of most initializations do not."""
-    values = numbers(tensor)
-    return values is not None and bool((values != values.reshape(-1)[0]).any())
-
-
-def _are_drawn(sites: Sequence[NormSite]) -> bool:
-    """Whether gamma and beta of several layers look like draws from one distribution each.
-
-    Layers that were trained differ in mean or spread; this takes much for chance.
-    """
-    if len(sites) < 2:
-        return False
-    for tensors in ([s.gamma for s in sites], [s.beta for s in sites]):
-        layers = [values for t in tensors if (values := numbers(t)) is not None]
-        spreads = [(values - values.mean()).abs() for values in layers]
-        if _differ(layers) or _differ(spreads):
-            return False
-    return True
-
-
-def _differ(layers: Sequence[Tensor]) -> bool:
-    """Whether the layers' means differ by more than chance: chi-squared, at odds of 1 in 10^4."""
-    within = sum(float(v.var(correction=0)) * v.numel() for v in layers)
-    total = sum(v.numel() for v in layers)
-    mean = sum(float(v.sum()) for v in layers) / max(total, 1)
-    between = sum(v.numel() * (float(v.mean()) - mean) ** 2 for v in layers)
-    freedom = len(layers) - 1
-    return between > (freedom + 4 * (2 * freedom) ** 0.5 + 8) * within / max(total, 1)
 
 
 # --- precision ------------------------------------------------------------------------------------
