@@ -67,6 +67,37 @@ def test_the_commands_start_without_a_framework():
     assert done.returncode == 0, done.stderr
 
 
+def test_nothing_is_imported_before_ctrl_c_is_caught():
+    """Whatever the console script imports comes before `main` can catch anything."""
+    code = (
+        "import sys\nfrom normkit.cli import main\n"
+        "print(*sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'numba', 'typer')"
+        " or m == 'normkit.cli.entry'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, *_):
+            if name == "normkit.cli.entry":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    for name in [name for name in sys.modules if name.startswith("normkit.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(sys.modules["normkit.cli"], "entry", raising=False)
+    assert main(["audit", "x.pt"]) == 130
+    assert one_line(capsys.readouterr().err)
+
+
+def test_every_public_name_is_found_when_asked_for():
+    code = "import normkit\nfor name in normkit.__all__: getattr(normkit, name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_completion_is_offered():
     done = subprocess.run(
         [sys.executable, "-m", "normkit.cli", "--show-completion", "bash"],

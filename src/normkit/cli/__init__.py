@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from normkit.cli.entry import main
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, or 1 for findings of an audit, 2 for an error, 130 for Ctrl-C.
+    """
+    try:  # Ctrl-C may come while modules are imported, so none is before
+        from normkit.cli.entry import run
+
+        return run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        sys.stderr.write("normkit: interrupted; nothing was written\n")
+        return 130

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import sys
 
-from normkit.cli.entry import main
+from normkit.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
 
 from normkit.errors import is_explained
 from normkit.extras import EXTRAS
@@ -15,24 +14,19 @@ FAILED = 2
 INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+def run(words: list[str]) -> int:
+    """Run one command; its exit status.
 
-    Returns:
-        The exit status: 0, or 1 for findings of an audit, 2 for an error, 130 for Ctrl-C.
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
     try:
         return _run(words)
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has gone: `normkit audit … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if debug:
+        if "--debug" in words:
             traceback.print_exc()
         else:
             _say(_line(error))
