@@ -570,3 +570,22 @@ def test_only_the_first_rank_writes(monkeypatch, tmp_path):
         model(batch(0))
         assert w.step() is None
     assert not (tmp_path / "a.jsonl").exists()
+
+
+# --- a watch that nobody steps ------------------------------------------------------------------
+
+
+def test_a_block_without_a_step_says_what_is_missing(tmp_path):
+    net = network()
+    with (
+        pytest.warns(UserWarning, match=r"recorded nothing: call w\.step\(\)"),
+        watch(net, every=1),
+    ):
+        train(net, 2)
+    with watch(net, every=50) as w:  # steps, though none that is recorded
+        train(net, 2, w)
+    with pytest.raises(ZeroDivisionError), watch(net):  # an error says enough by itself
+        raise ZeroDivisionError
+    callback = LightningCallback(every=1)  # whose steps are not the user's to call
+    callback.on_fit_start(None, net)
+    callback.on_exception(None, net, RuntimeError())

@@ -35,7 +35,7 @@ class _Callback:
 
     def _end(self) -> None:
         if self.watch is not None:
-            self.watch.__exit__()
+            self.watch.close()
 
     def _step(self, scalars: Mapping[str, Any]) -> None:
         if self.watch is not None:

@@ -140,7 +140,7 @@ class Watch:
         self._sinks: list[Sink] = []
         self._ears: list[Ear] = []
         self._updates: Updates | None = None  # only while it watches
-        self._entered = False
+        self._entered = self._stepped = False
 
     last: Record | None
 
@@ -158,6 +158,13 @@ class Watch:
         error: BaseException | None = None,
         trace: TracebackType | None = None,
     ) -> None:
+        if kind is None and self._updates is not None and not self._stepped:
+            words = "watch() recorded nothing: call w.step() after each step of the optimizer"
+            warnings.warn(f"{words}, where with watch(model) as w:", stacklevel=2)
+        self.close()
+
+    def close(self) -> None:
+        """End it, as the end of the ``with`` block does."""
         self._close_ears()
         self._updates, self._entered = None, False
         with contextlib.ExitStack() as stack:  # one that fails keeps no other open
@@ -184,7 +191,7 @@ class Watch:
                 expected="with watch(model) as w: ... w.step()",
                 remedy="Begin it before the first batch.",
             )
-        self.steps += 1
+        self.steps, self._stepped = self.steps + 1, True
         record = None
         if self._updates is not None and self.steps % self._every == 0:
             record = self.last = self._record(scalars)
