@@ -287,7 +287,9 @@ X, Y = torch.randn(130, 3), torch.arange(130) % 5
         ((X, Y), [64, 64, 2], True),
         ([X[:3], X[3:5]], [3, 2], False),
         (X.split(100), [100, 30], False),
-        ((X[:4], X[4:8]), [4, 4], False),
+        ((X[:4], X[4:9]), [4, 5], False),
+        ((X.numpy(), Y.numpy()), [64, 64, 2], True),
+        ((X, X[:, :2]), [64, 64, 2], False),
         ([(X[:3], Y[:3])], [3], True),
         ([[X[:3], Y[:3]]], [3], True),
         ([{"input": X[:3], "labels": Y[:3]}], [3], True),
@@ -317,6 +319,7 @@ def test_batches_from_what_users_have(data, sizes, labelled):
         ([3], "no tensor"),
         ([{"a": "b"}], "no tensor"),
         ([()], "no tensor"),
+        ((X, X), "Two tensors"),
     ],
 )
 def test_what_is_no_data(data, words):

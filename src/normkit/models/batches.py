@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from normkit.errors import DataError
 
-__all__ = ["Batch", "Forward", "batches_of", "call"]
+__all__ = ["Batch", "Forward", "batches_of", "call", "few"]
 
 Tensor = torch.Tensor
 #: Calls the model on what the user's data gave: ``forward(model, batch)``.
@@ -50,11 +51,10 @@ def batches_of(
 ) -> Iterator[Batch]:
     """Batches from whatever a user has.
 
-    A tensor or NumPy array is cut along its first dimension, and so is a tuple of inputs and one
-    label for each. Anything else that can be iterated gives
-    batches: a tensor (the input), a tuple or list (input, labels, ...), a dictionary (keyword
-    arguments; ``labels`` and the like stay out of them). A function without arguments is called for
-    one of these.
+    A tensor or NumPy array is cut along its first dimension, and so is a tuple of inputs and what
+    belongs to each of them (labels). Anything else that can be iterated gives batches: a tensor
+    (the input), a tuple or list (input, labels, ...), a dictionary (keyword arguments; ``labels``
+    and the like stay out of them). A function without arguments is called for one of these.
 
     Args:
         device: where the tensors go; where they are by default.
@@ -88,8 +88,9 @@ def _raw(data: Any) -> Iterable[Any]:
         return data.split(SIZE) if data.dim() else (data,)
     if isinstance(data, Mapping):
         return (data,)
-    if _is_labelled(data):
-        return list(zip(*(v.split(SIZE) for v in data), strict=True))
+    columns = _columns(data)
+    if columns is not None:
+        return list(zip(*(v.split(SIZE) for v in columns), strict=True))
     if isinstance(data, Iterable) and not isinstance(data, (str, bytes)):
         return data
     if isinstance(data, torch.utils.data.Dataset):
@@ -102,13 +103,27 @@ def _raw(data: Any) -> Iterable[Any]:
     )
 
 
-def _is_labelled(data: Any) -> bool:
-    """Whether this is (inputs, one label each), rather than a tuple of two batches."""
+def _columns(data: Any) -> tuple[Tensor, Tensor] | None:
+    """Inputs and what belongs to each of them; None for anything else, such as batches in a tuple.
+
+    Raises:
+        DataError: it could be either.
+    """
     if not (isinstance(data, tuple) and len(data) == 2):
-        return False
-    x, y = data
-    both = isinstance(x, Tensor) and isinstance(y, Tensor)
-    return both and y.dim() == 1 and x.dim() > 1 and len(x) == len(y)
+        return None
+    x, y = (_tensor(value, None) for value in data)
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and x.dim() and y.dim()):
+        return None
+    if len(x) != len(y):
+        return None
+    if x.shape == y.shape:
+        raise DataError(
+            "Two tensors may be two batches, or inputs and what belongs to them",
+            received=f"a tuple of two tensors of shape {tuple(x.shape)}",
+            expected="a list of batches, or a list of (input, label) pairs",
+            remedy="[x, y] for two batches, [(x, y)] for one of inputs and targets.",
+        )
+    return x, y
 
 
 def _batch(raw: Any, device: Any, opaque: bool = False) -> Batch:
@@ -169,3 +184,22 @@ def call(model: nn.Module, batch: Batch, forward: Forward | None = None) -> Any:
             remedy=f"{type(model).__name__} says: {said}. "
             "forward=, a function (model, batch), can call it in another way.",
         ) from error
+
+
+def few(values: Any, most: int = 8) -> Any:
+    """The first samples of everything that has as many as the first tensor; the same where few.
+
+    >>> x, y = few((torch.zeros(64, 3), torch.zeros(64)))
+    >>> len(x), len(y), few(3)
+    (8, 8, 3)
+    """
+    sizes = (len(v) for v in pytree.tree_leaves(values) if isinstance(v, Tensor) and v.dim())
+    samples = next(sizes, 0)
+    if samples <= most:
+        return values
+
+    def cut(value: Any) -> Any:
+        whole = isinstance(value, Tensor) and value.dim() and len(value) == samples
+        return value[:most] if whole else value
+
+    return pytree.tree_map(cut, values)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from normkit.errors import ModelError
-from normkit.models.batches import Batch, Forward, call
+from normkit.models.batches import Batch, Forward, call, few
 from normkit.torch.comparing import relative_difference
 
 __all__ = ["Difference", "copied", "difference"]
@@ -68,7 +68,7 @@ def difference(
     *,
     wide: bool = True,
 ) -> Difference | None:
-    """How far two models in eval mode lie apart on one batch; both are copied.
+    """How far two models in eval mode lie apart on some samples of a batch; both are copied.
 
     Args:
         forward: calls the model, as of :func:`normkit.models.batches.call`.
@@ -79,12 +79,16 @@ def difference(
         ModelError: a model cannot be copied, or the second does not run.
     """
     dtype = torch.float64 if wide else _dtype(before)
+    cut = replace(batch, raw=few(batch.raw), args=few(batch.args), kwargs=few(batch.kwargs))
     try:
-        wanted = _outputs(before, batch, forward, dtype if wide else None)
-    except Exception:  # it may ask for one dtype; anything else comes again when it has that
-        if wide:
-            return None
-        raise
+        wanted, batch = _outputs(before, cut, forward, dtype if wide else None), cut
+    except Exception:  # it may ask for one dtype, or for a batch as it is
+        try:
+            wanted = _outputs(before, batch, forward, dtype if wide else None)
+        except Exception:
+            if wide:
+                return None
+            raise
     try:
         found = _outputs(after, batch, forward, dtype if wide else None)
     except Exception as error:

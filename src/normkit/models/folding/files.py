@@ -62,10 +62,17 @@ def fold_file(
     opened = open_model(model, weights=weights)
     _check_ending(opened, out)
     _check_example(opened, out, example)
-    folded, found = _fold(opened, example)
+    folded, found = _fold(opened, model, example)
     if report is not None:
         for line in found.lines():
             report(line)
+    if found.folded and found.verification.why_not:
+        raise ModelError(
+            "Nothing was written: the folded model could not be compared",
+            received=f"{opened.name}: {found.verification.why_not}",
+            expected="an input on which both can be run",
+            remedy="Pass example= (--data: its first batch).",
+        )
     _write(folded, out, example)
     return found
 
@@ -88,9 +95,10 @@ def _check_ending(opened: Opened, out: Path) -> None:
         )
 
 
-def _fold(opened: Opened, example: Any) -> tuple[Any, FoldReport]:
+def _fold(opened: Opened, model: Any, example: Any) -> tuple[Any, FoldReport]:
     if opened.module is not None:
-        return fold_with_report(opened.module.eval(), example)
+        made_here = opened.module is not model
+        return fold_with_report(opened.module.eval() if made_here else opened.module, example)
     if opened.program is not None:
         from normkit.models.folding.program import fold_program
 

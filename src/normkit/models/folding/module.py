@@ -145,7 +145,7 @@ def _prepare(model: Any, example: Any, tolerance: float | None, measure: bool) -
     ready = _ready(model, spare, planned, checked)
     if not measure or used is None or checked.why_not:
         return ready
-    before, after = time_both(model, ready.folded, used)
+    before, after = time_both(model, ready.folded, given or used)
     checked = replace(checked, seconds_before=before, seconds_after=after)
     return replace(ready, report=replace(ready.report, verification=checked))
 
@@ -154,7 +154,10 @@ def _proved(
     reading: Reading, planned: Plan, given: Example | None, tolerance: float | None
 ) -> tuple[Example | None, Verification]:
     """The comparison, and the example on which it was made."""
-    inputs = examples_for(reading.model, reading.first_layer()) if given is None else [given]
+    if given is None:
+        inputs = examples_for(reading.model, reading.first_layer())
+    else:
+        inputs = iter([given.few(), given])
     try:
         return verify(
             reading.model,

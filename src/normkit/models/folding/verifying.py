@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from normkit.errors import DataError, ModelError
+from normkit.models.batches import few
 from normkit.models.folding.report import Verification
 from normkit.models.racing import race
 from normkit.torch.comparing import arguments, relative_difference
@@ -50,6 +51,15 @@ class Example:
     def of(cls, value: Any) -> Example:
         """A user's: a tensor, a tuple of arguments, or a dictionary of keyword arguments."""
         return cls(*arguments(value), "the example")
+
+    def few(self) -> Example:
+        """Some samples of it, which are enough to compare on."""
+        args, kwargs = few((self.args, self.kwargs))
+        cut = pytree.tree_leaves((args, kwargs))
+        whole = pytree.tree_leaves((self.args, self.kwargs))
+        if all(a is b for a, b in zip(cut, whole, strict=True)):
+            return self
+        return Example(args, kwargs, f"samples of {self.words}")
 
     def to(self, dtype: torch.dtype) -> Example:
         """The same in another floating dtype."""

@@ -34,7 +34,7 @@ from normkit.words import counted, listed
 __all__ = ["insert"]
 
 Tensor = torch.Tensor
-After = str | Iterable[str] | Callable[[str, nn.Module], Any]
+After = str | type | Iterable[str | type] | Callable[[str, nn.Module], Any]
 
 
 def insert(
@@ -63,8 +63,8 @@ def insert(
     Args:
         model: as it was trained.
         after: layers by name, by pattern (``"features.*"``), by type (``"conv"``,
-            ``"conv_transpose"``, ``"linear"``), several of these, or a function of name and module.
-            Patterns and types leave layers alone that a norm follows already.
+            ``"conv_transpose"``, ``"linear"``, or a class), several of these, or a function of name
+            and module. Patterns and types leave layers alone that a norm follows already.
         data: batches, as of :func:`normkit.models.batches.batches_of`; at least one. The model sees
             all of it once, in eval mode.
         kind: ``"batch"`` or ``"sync"``.
@@ -172,12 +172,17 @@ def _wanted(model: nn.Module, after: After) -> tuple[list[str], list[str]]:
 
 def _named(layers: dict[str, nn.Module], after: After) -> tuple[list[str], set[str]]:
     """The layers that ``after`` means, and those among them that it names one by one."""
+    if isinstance(after, type):
+        after = (after,)
     if callable(after):
         exact = {name for name, module in layers.items() if after(name, module)}
         return [name for name in layers if name in exact], exact
     found: set[str] = set()
     patterns = [after] if isinstance(after, str) else list(after)
     for pattern in patterns:
+        if isinstance(pattern, type):
+            found |= {name for name, module in layers.items() if isinstance(module, pattern)}
+            continue
         by_type = {name for name, module in layers.items() if op_of(module) == pattern}
         if pattern in layers or not by_type:  # a layer may be called conv
             by_type = set(chosen(layers, pattern, "after"))

@@ -82,6 +82,7 @@ def measure(
             batches = batches_of(data, device=device, opaque=forward is not None)
             for batch in track(batches, "measuring", _length(data)):
                 first = first or batch
+                begin()  # also where forward= calls a part of the model only
                 call(model, batch, forward)
                 for gauge in gauges.values():
                     gauge.check()

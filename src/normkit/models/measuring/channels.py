@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
 from normkit.moments import Moments
 
-__all__ = ["Gauge", "Histogram", "by_channel", "sample_moments"]
+__all__ = ["Gauge", "Histogram", "by_channel", "channel_axis", "sample_moments"]
 
 Tensor = torch.Tensor
 _CHUNK = 1 << 18  # elements in float64 that stay in cache
@@ -39,11 +40,23 @@ def by_channel(x: Any, site: NormSite) -> Tensor | None:
             return x.reshape(lead, -1, channels).transpose(1, 2)
     if site.kind == "instance" and site.dims and x.dim() == site.dims + 1:
         x = x.unsqueeze(0)
-    if x.dim() >= 2 and x.shape[1] == channels:
-        return x.reshape(x.shape[0], channels, -1)
-    if x.dim() >= 2 and x.shape[-1] == channels:
-        return x.reshape(x.shape[0], -1, channels).transpose(1, 2)
-    return None
+    axis = channel_axis(site, x)
+    if axis is None:
+        return None
+    return x.movedim(axis, 1).reshape(x.shape[0], channels, -1)
+
+
+def channel_axis(site: NormSite, x: Tensor) -> int | None:
+    """Which axis of a batch holds a norm's channels; None where that is not clear.
+
+    Layers of torch.nn's families, and those that say their dimensions, have them on axis 1. A
+    user's own may have them last; where axis 1 is as long, nothing tells the two apart.
+    """
+    fitting = [axis for axis in (1, x.dim() - 1) if x.dim() > 1 and x.shape[axis] == site.channels]
+    known = site.module is None or isinstance(site.module, nn.modules.batchnorm._NormBase)
+    if known or site.dims or site.kind == "group":
+        return 1 if 1 in fitting else None
+    return fitting[0] if len(set(fitting)) == 1 else None
 
 
 class Gauge:

@@ -135,11 +135,12 @@ def _state_in(loaded: Any, path: Path) -> Mapping[str, Any]:
     )
 
 
-def _search(loaded: Any) -> Mapping[str, Any] | None:
-    if not isinstance(loaded, Mapping):
+def _search(loaded: Any, depth: int = 8) -> Mapping[str, Any] | None:
+    """Within dictionaries in each other, which a file may make as deep as it likes."""
+    if not isinstance(loaded, Mapping) or not depth:
         return None
     for name in _NESTS:
-        found = _search(loaded.get(name))
+        found = _search(loaded.get(name), depth - 1)
         if found is not None:
             return found
     named = all(isinstance(name, str) for name in loaded)

@@ -151,7 +151,7 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _read_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of the header's parser and the file system, none of the user's
         if _holds_objects(path.open("rb")):
             raise _objects(str(path)) from None
         raise damaged(path, WORDS["npy"], str(error)) from error
@@ -167,9 +167,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                     _check_length(path, name, member, entry.file_size)
                 with archive.open(entry) as member:
                     result[name] = np.lib.format.read_array(member, allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, FileError):
-            raise
+    except FileError:
+        raise
+    except Exception as error:  # of zip, deflate and the headers' parser: a password, a wrong bit
         raise damaged(path, WORDS["npz"], str(error)) from error
     return result
 
@@ -199,7 +199,7 @@ def _holds_objects(file: Any) -> bool:
     with file:
         try:
             return _header(file)[1].hasobject
-        except (ValueError, EOFError, OSError):
+        except Exception:  # as above
             return False
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from normkit.errors import ModelError
+from normkit.models.measuring.channels import channel_axis
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.recalibration.averages import Reading
 from normkit.models.sites import NormSite
@@ -168,10 +169,10 @@ def _axis(site: NormSite, x: Tensor) -> int:
     """Which axis of x holds the norm's channels."""
     if site.kind == "instance" and hasattr(site.module, "_get_no_batch_dim"):
         return 0 if x.dim() == site.module._get_no_batch_dim() else 1
-    for axis in (1, -1):
-        if x.dim() > 1 and x.shape[axis] == site.channels:
-            return axis % x.dim()
-    raise _no_input(site, f"shape {tuple(x.shape)}")
+    axis = channel_axis(site, x)
+    if axis is None:
+        raise _no_input(site, f"shape {tuple(x.shape)}")
+    return axis
 
 
 def _in_a_batch(mask: Tensor | None) -> Tensor | None:
@@ -182,8 +183,9 @@ def _no_input(site: NormSite, received: str) -> ModelError:
     return ModelError(
         "A norm was called with something else than its channels",
         received=f"{received} at {site.name!r}",
-        expected=f"{site.channels} channels along axis 1",
-        remedy="Look at what comes into this layer.",
+        expected=f"{site.channels} channels along axis 1, or along the last one and no other",
+        remedy="Look at what comes into this layer; of two axes as long as that, none can be told "
+        "to be the channels'.",
     )
 
 

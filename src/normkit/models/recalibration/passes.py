@@ -132,16 +132,17 @@ class Passes:
             required=self.team.alone,
         )
         number = 0
-        for batch in itertools.islice(source, total):
+        for batch in itertools.islice(source, self.limit):
             number += 1
             if not _is_empty(batch):
                 yield batch
-        if total is not None and number < total and (number or self.team.alone):
+        if total is not None and number != total and (number or self.team.alone):
+            early = "ended early" if number < total else "went on behind their end"
             raise DataError(
-                "The data ended early; nothing was changed",
+                f"The data {early}; nothing was changed",
                 received=f"{number} batches",
                 expected=f"{total}, " + ("as limit= asks" if self.limit else "by their length"),
-                remedy="Look for what stopped them, or use fewer with limit=.",
+                remedy="Look for what stopped them, or say how many with limit=.",
             )
 
 
