@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 import model_zoo as zoo
 import normkit.torch as nt
 from normkit.models.auditing import audit
+from normkit.models.recalibration import recalibrate
 from normkit.models.sites import find_sites
 
 LOOKED_AT = 900  # of 1797 samples
@@ -480,3 +481,21 @@ def test_a_planted_fault_is_found_and_nothing_else(rule, number):
     for finding in report.findings:
         assert finding.why
         assert finding.repair
+
+
+# --- the same measure as recalibration's ----------------------------------------------------------
+
+
+def test_what_is_found_is_what_recalibration_mends():
+    """A layer's own share of a divergence is its largest shift; the rest is that of others."""
+    model, data = zoo.trained("convolutional"), zoo.batches()
+    model[1].running_var.mul_(3)
+    model[4].running_var.mul_(6)
+    first, second = audit(model, data).findings
+    assert (first.site, second.site) == ("4", "1")  # the worst first
+    shifts = {shift.name: shift for shift in recalibrate(model, [x for x, _ in data])}
+    assert f"at most {shifts['1'].divergence:.2g} at channel" in second.measured
+    own = f"; were the norms before it right, {shifts['4'].divergence:.2g} at most"
+    assert first.measured.endswith(own)
+    assert "right" not in second.measured
+    assert "largest KL of a channel" in str(recalibrate(model, data))

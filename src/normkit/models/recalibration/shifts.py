@@ -61,7 +61,7 @@ class Shifts(list[Shift]):
         self.left: dict[str, str] = {}
 
     def __str__(self) -> str:
-        rows = [("layer", "largest shift of a mean (σ)", "KL", "elements")]
+        rows = [("layer", "largest shift of a mean (σ)", "largest KL of a channel", "elements")]
         for shift in self:
             domain = "" if shift.domain is None else f", domain {shift.domain}"
             numbers = f"{shift.worst:.3g}", f"{shift.divergence:.3g}", f"{shift.elements:,}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +24,7 @@ from normkit.models.graphs.graph import Graph, Node
 from normkit.models.measuring.drift import Drift, between, from_running
 from normkit.models.measuring.spread import Spread
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 Tensor = torch.Tensor
 Findings = Iterator[Finding]
@@ -88,7 +89,8 @@ def averaged_weights(self: Rule, evidence: Evidence) -> Findings:
         worst = max(stale, key=lambda each: each.divergence)
         yield self.finding(
             "",
-            f"statistics of {len(stale)} layers are stale, those of {worst.site.name!r} the most: "
+            f"stale statistics in {counted(len(stale), 'layer')}, the most in "
+            f"{worst.site.name or 'the model itself'!r}: "
             f"{worst.words()}",
             "normkit.models.recalibrate(model, training_data), or "
             "torch.optim.swa_utils.update_bn(loader, model), after averaging.",
@@ -99,23 +101,56 @@ def averaged_weights(self: Rule, evidence: Evidence) -> Findings:
 
 @dataclass(frozen=True, eq=False)
 class Stale:
-    """A layer with stale statistics, and by how much: the divergence that many channels reach."""
+    """A layer with stale statistics, and by how much.
+
+    Args:
+        drift: of its input in eval mode, with what the layers before it make of it.
+        divergence: that many channels reach, or that single ones do which are far off.
+        channels: those beyond the threshold, and beyond chance.
+        own: the largest divergence of a channel if the layers before it normalized properly.
+    """
 
     site: NormSite
     drift: Drift
     divergence: float
     threshold: float
     channels: tuple[int, ...]
+    own: float | None = None
 
     def words(self) -> str:
         """What was measured."""
-        worst = int(self.drift.divergence.argmax())
-        return (
-            f"KL {self.divergence:.2g} at {len(self.channels)} of {len(self.drift.ratio)} channels "
-            f"(threshold {self.threshold:.2g}); at channel {worst} the mean is off by "
-            f"{float(self.drift.mean_shift[worst]):+.2g} standard deviations and the variance "
-            f"{float(self.drift.ratio[worst]):.3g} times what is stored"
+        worst = _worst(self.drift.divergence, self.channels)
+        largest = float(self.drift.divergence[worst])
+        words = (
+            f"{in_words(self.drift.divergence, self.channels, self.divergence, self.threshold)}: "
+            f"its mean is off by {float(self.drift.mean_shift[worst]):+.2g} standard deviations, "
+            f"its variance {float(self.drift.ratio[worst]):.3g} times what is stored"
         )
+        if self.own is not None and abs(self.own - largest) > 0.1 * largest:
+            words += f"; were the norms before it right, {self.own:.2g} at most"
+        return words
+
+
+def in_words(
+    divergence: Tensor, channels: tuple[int, ...], reached: float, threshold: float
+) -> str:
+    """Channels beyond a threshold: how many, what several of them reach, and the worst.
+
+    >>> in_words(torch.tensor([0.1, 0.3, 0.5, 0.7]), (1, 2, 3), 0.5, 0.2)
+    'KL beyond the threshold of 0.2 at 3 of 4 channels, 0.5 or more at 2, at most 0.7 at channel 3'
+    """
+    worst = _worst(divergence, channels)
+    largest = f"{float(divergence[worst]):.2g}"
+    count = sum(float(divergence[channel]) >= reached for channel in channels)
+    some = f", {reached:.2g} or more at {count}" if f"{reached:.2g}" != largest else ""
+    return (
+        f"KL beyond the threshold of {threshold:.2g} at {len(channels)} of "
+        f"{counted(len(divergence), 'channel')}{some}, at most {largest} at channel {worst}"
+    )
+
+
+def _worst(divergence: Tensor, channels: tuple[int, ...]) -> int:
+    return max(channels, key=lambda channel: float(divergence[channel]))
 
 
 def stale_layers(evidence: Evidence) -> list[Stale]:
@@ -132,8 +167,8 @@ def stale_layers(evidence: Evidence) -> list[Stale]:
         stale = _stale(site, drift, STALE)
         if stale is not None:
             found.append(stale)
-            if _stale(site, own, OWN) is not None:
-                to_blame.append(stale)
+            if _stale(site, own, OWN) is not None and own is not None:
+                to_blame.append(replace(stale, own=float(own.divergence.max())))
         near = _nearest(site, own)
         if near is not None and (nearest is None or near.divergence > nearest.divergence):
             nearest = near
@@ -322,11 +357,11 @@ def shared_across_domains(self: Rule, evidence: Evidence) -> Findings:
         for groups, repair in ((calls, _REPAIRS[0]), (domains, _REPAIRS[1])):
             apart = _farthest(site, groups)
             if apart is not None:
-                value, pair, channels = apart
+                value, pair, channels, by_channel = apart
                 yield self.finding(
                     site.name,
-                    f"KL {value:.2g} between {pair[0]} and {pair[1]} at {len(channels)} of "
-                    f"{site.channels} channels (threshold {STALE})",
+                    f"between {pair[0]} and {pair[1]} "
+                    f"{in_words(by_channel, channels, value, STALE)}",
                     repair,
                     value=value,
                     threshold=STALE,
@@ -343,8 +378,8 @@ _REPAIRS = (
 
 def _farthest(
     site: NormSite, groups: dict[str, Spread]
-) -> tuple[float, tuple[str, str], tuple[int, ...]] | None:
-    """The two groups that differ most, where any do."""
+) -> tuple[float, tuple[str, str], tuple[int, ...], Tensor] | None:
+    """The two groups that differ most, where any do; with their divergence by channel."""
     large = {name: spread for name, spread in groups.items() if spread.samples >= SAMPLES}
     best = None
     for one, other in combinations(large, 2):
@@ -358,5 +393,5 @@ def _farthest(
         if int(over.sum()) >= needed:
             reached = float(value[over].topk(needed).values[-1])
             if best is None or reached > best[0]:
-                best = (reached, (one, other), channels_where(over))
+                best = (reached, (one, other), channels_where(over), value)
     return best

@@ -23,6 +23,7 @@ from normkit.models.auditing.rules.sets import (
 )
 from normkit.models.measuring.drift import divergence
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 Tensor = torch.Tensor
 Findings = Iterator[Finding]
@@ -116,8 +117,8 @@ def low_precision_buffers(self: Rule, evidence: Evidence) -> Findings:
             cause = "rounding" if momentum == 1 else f"updates lost at momentum {momentum:.2g}"
             yield self.finding(
                 site.name,
-                f"{cause} in {word} can shift the statistics by a divergence of {worst:.2g} > "
-                f"{OFF} at {int(bad.sum())} of {bad.numel()} channels",
+                f"{cause} in {word} can shift the statistics by a KL of up to {worst:.2g} > "
+                f"{OFF} at {int(bad.sum())} of {counted(bad.numel(), 'channel')}",
                 repair,
                 value=worst,
                 threshold=OFF,
