@@ -462,9 +462,28 @@ def test_a_plain_pickle_that_would_run_is_refused(tmp_path):
     marker, path = tmp_path / "it_ran", tmp_path / "evil.pt"
     for protocol in range(2, 6):
         path.write_bytes(pickle.dumps(Touch(marker), protocol))
-        with pytest.raises(FileError):
-            open_model(path)
+        said = refused(path, "posix.mkdir", "none was run", "state_dict()", "safetensors")
+        assert "weights_only" not in said
     assert not marker.exists()
+
+
+def test_a_pickle_names_what_it_asks_for_in_every_protocol(tmp_path):
+    path = tmp_path / "model.pt"
+    for protocol in range(2, 6):
+        content = pickle.dumps([Net(), {"again": Net}], protocol)
+        path.write_bytes(content)
+        assert "opening_files.Net" in refused(path)
+        path.write_bytes(content[: len(content) // 2])
+        assert "weights_only" not in refused(path)
+        torch.save(Net(), path, pickle_protocol=protocol)
+        assert "opening_files.Net" in refused(path)
+
+
+def test_a_pickle_of_plain_values_is_no_checkpoint(tmp_path):
+    for protocol in range(2, 6):
+        (tmp_path / "plain.pt").write_bytes(pickle.dumps({"epoch": 3}, protocol))
+        said = refused(tmp_path / "plain.pt", "plain pickle", "torch.save")
+        assert "damaged" not in said
 
 
 def test_a_whole_model_in_a_pickle(tmp_path):

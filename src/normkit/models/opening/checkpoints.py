@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from normkit.errors import FileError
 from normkit.extras import needed
 from normkit.models.opening.detect import checked_file, content_of, damaged, expect
+from normkit.models.opening.pickled import asked_for, is_saved_by_torch
+from normkit.words import listed
 
 __all__ = ["read_checkpoint", "read_weights_only", "tensors_of"]
 
@@ -82,6 +85,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path, content: str) -> Any:
+    if content == "pickle" and not is_saved_by_torch(path):
+        raise _more_than_weights(path, asked_for(path))
     try:
         return read_weights_only(path, str(path), mmap=content == "checkpoint")
     except FileError:
@@ -105,20 +110,36 @@ def read_weights_only(
         FileError: the pickle asks for something else; the message names it.
     """
     try:
-        return torch.load(source, map_location=device, weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols, which what follows says better
+            return torch.load(source, map_location=device, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         asked = sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error))))
+        if not asked and "operand" in str(error):  # a protocol that is not read as data
+            asked = asked_for(path)
         if not asked:
             raise
-        where = f"{path} ({part})" if part else str(path)
-        raise FileError(
-            "The file holds a pickle of more than weights, which could run any code; none was run",
-            received=f"{where}, which asks for {', '.join(asked)}",
-            expected="tensors and plain values",
-            remedy="Where the model is at home, save its weights alone: "
-            "torch.save(model.state_dict(), path), or safetensors. A model can also be opened as "
-            "code: package.module:function.",
-        ) from None
+        raise _more_than_weights(path, asked, part) from None
+
+
+def _more_than_weights(path: Path, asked: list[str], part: str = "") -> FileError:
+    """The error for a pickle that is not to be trusted, or that torch.save has not written."""
+    received = f"{path} ({part})" if part else str(path)
+    if not asked:
+        return FileError(
+            "The file is a pickle, but no checkpoint",
+            received=f"{received}, a plain pickle of Python values",
+            expected="what torch.save writes",
+            remedy="Save the weights with torch.save(model.state_dict(), path), or safetensors.",
+        )
+    return FileError(
+        "The file holds a pickle of more than weights, which could run any code; none was run",
+        received=f"{received}, which asks for {listed(asked)}",
+        expected="tensors and plain values, as torch.save writes them by default",
+        remedy="Where the model is at home, save its weights alone: "
+        "torch.save(model.state_dict(), path), or safetensors. A model can also be opened as "
+        "code: package.module:function.",
+    )
 
 
 def _state_in(loaded: Any, path: Path) -> Mapping[str, Any]:
@@ -167,4 +188,8 @@ def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _said(error: Exception) -> str:
+    """The first line; of what PyTorch says of a pickle, the reason rather than its advice."""
+    reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    if isinstance(error, pickle.UnpicklingError):
+        return reason[1].rstrip(".") if reason else "its pickle cannot be read"
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
