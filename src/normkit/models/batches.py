@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from normkit.errors import DataError
+from normkit.errors import DataError, ModelError
+from normkit.torch.comparing import arguments
 
-__all__ = ["Batch", "Forward", "batches_of", "call", "few"]
+__all__ = ["Batch", "Forward", "batches_of", "call", "example_batch", "few", "fitting"]
 
 Tensor = torch.Tensor
 #: Calls the model on what the user's data gave: ``forward(model, batch)``.
@@ -47,7 +49,12 @@ class Batch:
 
 
 def batches_of(
-    data: Any, *, device: Any = None, opaque: bool = False, required: bool = True
+    data: Any,
+    *,
+    device: Any = None,
+    like: nn.Module | None = None,
+    opaque: bool = False,
+    required: bool = True,
 ) -> Iterator[Batch]:
     """Batches from whatever a user has.
 
@@ -58,6 +65,7 @@ def batches_of(
 
     Args:
         device: where the tensors go; where they are by default.
+        like: the model that takes them: floating inputs come in its dtype, all on its device.
         opaque: a batch may be anything, as a ``forward`` of the user's own takes it.
         required: there must be one.
 
@@ -68,7 +76,7 @@ def batches_of(
     for raw in _raw(data):
         batch = _batch(raw, device, opaque)
         found = True
-        yield batch
+        yield batch if like is None else fitting(batch, like)
     if required and not found:
         raise DataError(
             "The data gave no batch",
@@ -101,6 +109,31 @@ def _raw(data: Any) -> Iterable[Any]:
         expected="a tensor, a DataLoader, or something that gives batches when iterated",
         remedy="For instance torch.utils.data.DataLoader(dataset, batch_size=64).",
     )
+
+
+def example_batch(example: Any, model: nn.Module) -> Batch:
+    """A user's example (a tensor, a tuple of arguments, a dictionary of them) as the model's."""
+    args, kwargs = arguments(example)
+    return fitting(Batch(example, args, kwargs), model)
+
+
+def fitting(batch: Batch, model: nn.Module) -> Batch:
+    """A batch with floating inputs in the model's dtype, and all on its device.
+
+    Data is mostly float32, whatever the model; what it was measured with is kept in ``raw``.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    first = next((t for t in tensors if t.is_floating_point() and not is_lazy(t)), None)
+    if first is None:
+        return batch
+
+    def fit(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(first.device, first.dtype if value.is_floating_point() else value.dtype)
+
+    kwargs = {name: fit(value) for name, value in batch.kwargs.items()}
+    return replace(batch, args=tuple(map(fit, batch.args)), kwargs=kwargs)
 
 
 def _columns(data: Any) -> tuple[Tensor, Tensor] | None:
@@ -173,6 +206,8 @@ def call(model: nn.Module, batch: Batch, forward: Forward | None = None) -> Any:
         return forward(model, batch.raw)
     try:
         return model(*batch.args, **batch.kwargs)
+    except (DataError, ModelError):  # says more than could be said here
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = [tuple(v.shape) for v in (*batch.args, *batch.kwargs.values())
                   if isinstance(v, Tensor)]  # fmt: skip

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["plain_model"]
+from normkit.errors import ModelError
+
+__all__ = ["check_bare", "plain_model"]
+
+
+def check_bare(model: nn.Module, tool: str) -> None:
+    """Whether layers can be taken out of a model, or put in, without its wrapper noticing.
+
+    Raises:
+        ModelError: it is wrapped.
+    """
+    inside = plain_model(model)
+    if inside is not model:
+        raise ModelError(
+            f"{tool}() takes the model that is inside",
+            received=f"{type(model).__name__} around {type(inside).__name__}",
+            expected="the model without its wrapper",
+            remedy="Pass model.module (data parallelism) or model._orig_mod (torch.compile), and "
+            "wrap the result.",
+        )
 
 
 def plain_model(model: nn.Module) -> nn.Module:

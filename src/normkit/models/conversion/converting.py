@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import DTypeError, ModelError
+from normkit.models.batches import example_batch
 from normkit.models.conversion.catalogue import RefusedError
 from normkit.models.conversion.changing import Change, apply
 from normkit.models.conversion.proof import copied, difference
 from normkit.models.conversion.reading import read
 from normkit.models.conversion.requests import Request
 from normkit.models.conversion.selecting import chosen
-from normkit.models.conversion.surroundings import Surroundings, as_batch
+from normkit.models.conversion.surroundings import Surroundings
 from normkit.models.conversion.targets import TARGETS
 from normkit.models.sites import NormSite, find_sites, site_of
 from normkit.torch.layers.base import KernelLayer
@@ -256,7 +257,7 @@ def _verify(before: nn.Module, after: nn.Module, example: Any, plan: _Plan) -> s
     Raises:
         ModelError: they should agree, and do not.
     """
-    batch = as_batch(example)
+    batch = example_batch(example, before)
     apart = difference(before, after, batch) or difference(before, after, batch, wide=False)
     assert apart is not None
     if not all(change.preserves for change in plan.changes):

@@ -12,23 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.models.batches import Batch, call
+from normkit.models.batches import call, example_batch
 from normkit.models.conversion.catalogue import RefusedError
 from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import Source
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.graphs.module import trace
 
-__all__ = ["Surroundings", "as_batch", "recorded"]
+__all__ = ["Surroundings", "recorded"]
 
 Tensor = torch.Tensor
-
-
-def as_batch(example: Any) -> Batch:
-    """A model's input as its call: a tensor, a tuple of arguments or a dictionary of them."""
-    if isinstance(example, dict):
-        return Batch(example, (), example)
-    return Batch(example, example if isinstance(example, tuple) else (example,), {})
 
 
 @contextmanager
@@ -141,5 +134,5 @@ def _shapes(model: nn.Module, example: Any) -> dict[str, list[tuple[int, ...]]]:
             found.setdefault(name, []).append(tuple(value.shape))
 
     with recorded(dict(trial.named_modules()), take), torch.no_grad():
-        call(trial, as_batch(example))
+        call(trial, example_batch(example, trial))
     return found

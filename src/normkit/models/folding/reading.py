@@ -18,6 +18,7 @@ from normkit.models.folding.probing import form_of, scales_with_weights
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.graphs.module import trace
 from normkit.models.sites import NormSite, find_sites
+from normkit.models.wrappers import check_bare
 from normkit.torch.normact import NormAct
 
 __all__ = ["Reading", "layer_of", "read"]
@@ -60,6 +61,7 @@ def read(model: Any) -> Reading:
             expected="a torch.nn.Module",
             remedy="Pass the model itself, and its input as example=.",
         )
+    check_bare(model, "fold")
     if model.training:
         raise ModelError(
             "A model in training mode cannot be folded",

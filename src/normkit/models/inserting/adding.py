@@ -136,6 +136,12 @@ def _lines(
             else f"{biases} bias{'' if one else 'es'}, which they make redundant, "
             f"{'is' if one else 'are'} gone"
         )  # fmt: skip
+    quiet = [name for name in names if measured[name].is_quiet]
+    if quiet:
+        lines.append(
+            f"behind {listed(quiet)} a channel hardly varies in this data: γ starts near 0 there, "
+            "and training will make noise of it; give more, or other, data"
+        )
     prefix = f"{names[0]}." if names[0] else ""
     lines.append(
         f"in state_dict, '{prefix}weight' is now '{prefix}layer.weight', beside "
@@ -178,7 +184,7 @@ def _named(layers: dict[str, nn.Module], after: After) -> tuple[list[str], set[s
         exact = {name for name, module in layers.items() if after(name, module)}
         return [name for name in layers if name in exact], exact
     found: set[str] = set()
-    patterns = [after] if isinstance(after, str) else list(after)
+    patterns: list[str | type] = [after] if isinstance(after, str) else list(after)
     for pattern in patterns:
         if isinstance(pattern, type):
             found |= {name for name, module in layers.items() if isinstance(module, pattern)}
@@ -187,7 +193,7 @@ def _named(layers: dict[str, nn.Module], after: After) -> tuple[list[str], set[s
         if pattern in layers or not by_type:  # a layer may be called conv
             by_type = set(chosen(layers, pattern, "after"))
         found |= by_type
-    return [name for name in layers if name in found], set(patterns)
+    return [n for n in layers if n in found], {p for p in patterns if isinstance(p, str)}
 
 
 def _followed(model: nn.Module) -> set[int]:

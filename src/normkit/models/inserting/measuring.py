@@ -36,6 +36,11 @@ class Measured:
     samples: int
     batches: int
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a channel varies less than batch norm's usual eps."""
+        return bool((self.var < 1e-5).any())
+
 
 def measure(
     model: nn.Module, dims: dict[str, int], data: Any, forward: Forward | None = None
@@ -64,8 +69,6 @@ def measure(
     """
     gauges = {name: _Gauge(name, count) for name, count in dims.items()}
     layers = {name: model.get_submodule(name) for name in gauges}
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else None
     first: Batch | None = None
 
     def begin(*_: Any) -> None:
@@ -79,7 +82,8 @@ def measure(
         model.eval()
         start = model.register_forward_pre_hook(begin)
         try:
-            batches = batches_of(data, device=device, opaque=forward is not None)
+            own = forward is None
+            batches = batches_of(data, like=model if own else None, opaque=not own)
             for batch in track(batches, "measuring", _length(data)):
                 first = first or batch
                 begin()  # also where forward= calls a part of the model only

@@ -12,6 +12,7 @@ from normkit.errors import DTypeError, ModelError
 from normkit.models.batches import Batch, Forward
 from normkit.models.conversion.proof import difference
 from normkit.models.sites import NormSite, site_of
+from normkit.models.wrappers import check_bare
 
 __all__ = [
     "LAYERS",
@@ -78,6 +79,7 @@ def sayer(name: str, model: Any, report: Callable[[str], Any] | None) -> Callabl
             expected="a torch.nn.Module",
             remedy="Pass the model itself.",
         )
+    check_bare(model, name)
     return lambda line: None if report is None else report(f"{name}: {line}")
 
 

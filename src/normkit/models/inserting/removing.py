@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from normkit.errors import ModelError
+from normkit.models.batches import example_batch
 from normkit.models.conversion.catalogue import RefusedError
 from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import read
 from normkit.models.conversion.selecting import chosen
-from normkit.models.conversion.surroundings import as_batch
 from normkit.models.folding.algebra import Affine, Change, Layer, affine_of, changed
 from normkit.models.folding.replacing import Edits
 from normkit.models.inserting.pairs import (
@@ -83,7 +83,9 @@ def remove(
     trial = _without(copied(model), names, tried) if tried or not inplace else model
     words = "not verified; pass example=, an input of the model"
     if tried:
-        apart = compared("remove", model, trial, lambda: _exact(model, names), as_batch(example))
+        apart = compared(
+            "remove", model, trial, lambda: _exact(model, names), example_batch(example, model)
+        )
         words = f"verified in eval mode: {apart}"
     result = _without(model, names, tried) if inplace else trial
     where = "its layer" if len(names) == 1 else "their layers"

@@ -127,7 +127,7 @@ class Passes:
         own = self.forward is None
         source = batches_of(
             self.data,
-            device=_device(self.model) if own else None,
+            like=self.model if own else None,
             opaque=not own,
             required=self.team.alone,
         )
@@ -144,10 +144,6 @@ class Passes:
                 expected=f"{total}, " + ("as limit= asks" if self.limit else "by their length"),
                 remedy="Look for what stopped them, or say how many with limit=.",
             )
-
-
-def _device(model: nn.Module) -> Any:
-    return next(itertools.chain(model.parameters(), model.buffers())).device
 
 
 def _length(data: Any) -> int | None:
