@@ -761,8 +761,52 @@ def test_a_report_is_text(report):
     text = str(report)
     assert text == report.table()
     assert "bad-buffers at 3.bn2" in text
-    assert "pass optimizer=" in text
-    assert all(len(line) <= 100 for line in text.splitlines())
+    for text in (text, report.table(verbose=True)):
+        assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_what_could_not_be_looked_at_is_said_in_a_sentence():
+    report = audit(zoo.trained("dense"))
+    short, long = str(report), report.table(verbose=True)
+    assert short.split("\n\n")[1].split() == [
+        "12",
+        "rules",
+        "could",
+        "not",
+        "look:",
+        "they",
+        "need",
+        "data",
+        "(data=);",
+        "the",
+        "training",
+        "configuration",
+        "(batch_size=,",
+        "accumulate=,",
+        "optimizer=,",
+        "world_size=,",
+        "broadcast_buffers=,",
+        "averaged=).",
+    ]
+    assert short.splitlines()[0] == long.splitlines()[0]
+    assert short.splitlines()[0].endswith("13 of 25 rules looked")
+    words = " ".join(long.split())
+    assert all(each.rule in words for each in report.skipped)
+    assert (
+        "unsynced-ranks: needs the training configuration: pass world_size=, broadcast_b" in words
+    )
+    assert "correlated-batches, eval-train-gap: need data: pass data=" in words
+    complete = audit(zoo.trained("dense"), rules=["bad-buffers"])
+    assert str(complete) == "Sequential: 0 findings in 2 norms, 1 rule looked"
+
+
+def test_a_rule_that_failed_is_named_in_the_sentence():
+    def broken(self, evidence):
+        raise ValueError("one; two: three")
+
+    report = audit(zoo.fresh("dense"), rules=[made("broken", broken)])
+    said = "1 rule could not look: it needs a correction of normkit (broken failed with ValueError:"
+    assert f"{said} one, two: three)." in " ".join(str(report).split())
 
 
 def test_saving(report, tmp_path):

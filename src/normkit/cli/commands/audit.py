@@ -72,6 +72,9 @@ def command(
             help="The weights are an average of trained ones (SWA, EMA).", rich_help_panel=TRAINING
         ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="List each rule that could not look.")
+    ] = False,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001 - read where errors are caught
 ) -> None:
@@ -101,7 +104,7 @@ def command(
     if as_json:
         print_json(report.to_dict())
     else:
-        typer.echo(_in_options(report.table()))
+        typer.echo(_in_options(report.table(verbose=verbose)))
     raise typer.Exit(report.exit_status(fail_on.value))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["SEVERITIES", "Finding", "LayerRecord", "Skipped"]
+__all__ = ["SEVERITIES", "Finding", "LayerRecord", "Skipped", "all_needs", "needs_in_words"]
 
 #: From the least to the worst: worth knowing, costs something, is wrong.
 SEVERITIES = ("info", "warning", "error")
@@ -44,6 +45,46 @@ class Skipped:
 
     rule: str
     needs: str
+
+
+def needs_in_words(needs: Iterable[str]) -> str:
+    """What a rule needs, as ``Skipped.needs`` holds it.
+
+    >>> needs_in_words(["data: pass data=", "a setting: pass one=", "a setting: pass two="])
+    'data: pass data=; a setting: pass one=, two='
+    """
+    return "; ".join(
+        f"{need}: {ways[0]}" + "".join(f", {way.removeprefix(_PASS)}" for way in ways[1:])
+        for need, ways in _ways_by_need(needs).items()
+    )
+
+
+def all_needs(skipped: Iterable[Skipped]) -> str:
+    """What there is to give for all of them, the settings of training behind the rest.
+
+    >>> all_needs([Skipped("one", "a setting: pass a=, b="), Skipped("two", "data: pass data=")])
+    'a setting (a=, b=); data (data=)'
+    """
+    found = _ways_by_need(need for each in skipped for need in each.needs.split("; "))
+    said = sorted(found.items(), key=lambda item: "configuration" in item[0])
+    return "; ".join(
+        f"{need} ({', '.join(way.removeprefix(_PASS) for way in ways)})" for need, ways in said
+    )
+
+
+_PASS = "pass "
+
+
+def _ways_by_need(needs: Iterable[str]) -> dict[str, list[str]]:
+    """Of ``"need: pass this, that"`` all that can be passed for the need."""
+    found: dict[str, list[str]] = {}
+    for each in needs:
+        need, _, way = each.partition(": ")
+        several = way.startswith(_PASS) and way.removeprefix(_PASS).split(", ")
+        ways = [_PASS + each for each in several] if several else [way]
+        known = found.setdefault(need, [])
+        known += [way for way in ways if way not in known]
+    return found
 
 
 @dataclass(frozen=True, eq=False)

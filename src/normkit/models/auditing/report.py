@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from normkit.errors import OptionError
-from normkit.models.auditing.findings import SEVERITIES, Finding, LayerRecord, Skipped
+from normkit.models.auditing.findings import (
+    SEVERITIES,
+    Finding,
+    LayerRecord,
+    Skipped,
+    all_needs,
+)
 from normkit.words import counted, listed
 from normkit.writing import check_output, write_whole
 
@@ -55,9 +61,13 @@ class Report:
         """Plain values, as ``normkit audit --json`` prints them; None for NaN and infinity."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
-    def table(self) -> str:
-        """The findings and what could not be looked at, as text."""
-        return "\n".join(_lines(self))
+    def table(self, *, verbose: bool = False) -> str:
+        """The findings and what could not be looked at, as text.
+
+        Args:
+            verbose: with all the rules that could not look, each with what it needs.
+        """
+        return "\n".join(_lines(self, verbose))
 
     def __str__(self) -> str:
         return self.table()
@@ -95,11 +105,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _lines(report: Report) -> Iterator[str]:
-    count = len(report.findings)
+def _lines(report: Report, verbose: bool) -> Iterator[str]:
+    looked, all_rules = len(report.ran), len(report.ran) + len(report.skipped)
+    rules = (
+        f"{looked} of {counted(all_rules, 'rule')}" if report.skipped else counted(looked, "rule")
+    )
     yield (
-        f"{report.model}: {counted(count, 'finding')} in {counted(len(report.layers), 'norm')}, "
-        f"{counted(len(report.ran), 'rule')} looked, {len(report.skipped)} could not"
+        f"{report.model}: {counted(len(report.findings), 'finding')} in "
+        f"{counted(len(report.layers), 'norm')}, {rules} looked"
     )
     for group in _alike(report.findings):
         yield ""
@@ -110,13 +123,25 @@ def _lines(report: Report) -> Iterator[str]:
             yield textwrap.fill(f"Note: {note}.", 100, subsequent_indent="      ")
     if report.skipped:
         yield ""
-        yield "Could not look:"
-        by_need: dict[str, list[str]] = {}
-        for each in report.skipped:
-            by_need.setdefault(each.needs, []).append(each.rule)
-        for needs, rules in by_need.items():
-            words = f"{', '.join(rules)}: needs {needs}"
-            yield textwrap.fill(words, 100, initial_indent="  ", subsequent_indent="    ")
+        yield from (_every_skipped if verbose else _needs)(report.skipped)
+
+
+def _needs(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """What there is to give, in a sentence."""
+    start = f"{counted(len(skipped), 'rule')} could not look: "
+    start += "it needs " if len(skipped) == 1 else "they need "
+    yield textwrap.fill(f"{start}{all_needs(skipped)}.", 100, subsequent_indent="  ")
+
+
+def _every_skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """What each of them needs."""
+    yield "Could not look:"
+    by_need: dict[str, list[str]] = {}
+    for each in skipped:
+        by_need.setdefault(each.needs, []).append(each.rule)
+    for needs, rules in by_need.items():
+        words = f"{', '.join(rules)}: {'needs' if len(rules) == 1 else 'need'} {needs}"
+        yield textwrap.fill(words, 100, initial_indent="  ", subsequent_indent="    ")
 
 
 def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:

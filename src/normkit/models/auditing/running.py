@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from normkit.models.auditing.evidence import Evidence
-from normkit.models.auditing.findings import SEVERITIES, Finding, Skipped
+from normkit.models.auditing.findings import SEVERITIES, Finding, Skipped, needs_in_words
 from normkit.models.auditing.rule import NotEnoughError, Rule
 
 __all__ = ["run_rules"]
@@ -21,15 +21,17 @@ def run_rules(
     for rule in rules:
         missing = rule.missing(evidence)
         if missing:
-            skipped.append(Skipped(rule.name, "; ".join(missing)))
+            skipped.append(Skipped(rule.name, needs_in_words(missing)))
             continue
         try:
             found[rule.name] = list(rule.check(rule, evidence))
         except NotEnoughError as error:
             skipped.append(Skipped(rule.name, str(error)))
         except Exception as error:  # one rule's mistake is not to hide what the others find
-            said = (str(error).splitlines() or [""])[0]
-            words = f"a correction of normkit: the rule failed with {type(error).__name__}: {said}"
+            said = (str(error).splitlines() or [""])[0].replace("; ", ", ")
+            words = (
+                f"a correction of normkit: {rule.name} failed with {type(error).__name__}: {said}"
+            )
             skipped.append(Skipped(rule.name, words))
     kept = _causes(rules, found)
     places = {site.name: i for i, site in enumerate(evidence.sites)}
