@@ -1116,3 +1116,48 @@ def test_random_networks_keep_their_function(network):
     x = draw(2, width, 4, 4)
     model.eval()(x.float())
     agrees(trained(model, seed), x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x, y):
+        return self.norm(self.conv(x)) + y
+
+
+def test_nothing_unverified_is_written(tmp_path):
+    from normkit.models.folding.files import fold_file
+
+    out = tmp_path / "folded.pt"
+    with pytest.raises(ModelError, match="example"):
+        fold_file(TwoInputs().eval(), out, report=None)
+    assert not list(tmp_path.iterdir())
+    example = (torch.randn(2, 3, 4, 4), torch.randn(2, 4, 4, 4))
+    assert fold_file(TwoInputs().eval(), out, example=example, report=None).folded
+    assert out.exists()
+
+
+def test_a_file_is_not_made_from_a_model_in_training(tmp_path):
+    from normkit.models.folding.files import fold_file
+
+    model = TwoInputs().train()
+    with pytest.raises(ModelError, match="training"):
+        fold_file(model, tmp_path / "folded.pt", report=None)
+    assert model.training
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_examples_are_compared_on_samples():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    _, report = fold_with_report(model, torch.randn(64, 3, 8, 8))
+    assert report.verification.input == "samples of the example"
+    _, report = fold_with_report(model, torch.randn(4, 3, 8, 8))
+    assert report.verification.input == "the example"
+
+
+def test_wrapped_models_are_refused_before_anything_is_compiled():
+    model = nn.DataParallel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    with pytest.raises(ModelError, match=r"model\.module"):
+        fold(model)

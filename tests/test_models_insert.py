@@ -663,3 +663,48 @@ def test_parametrized_layers():
     same_state(state(taken(changed)), state(model), 1e-14)
     biased = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4), "bias", 0))
     refused(biased.double(), "linear", x, "whose bias is parametrized", drop_bias=True)
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+
+    def encode(self, x):
+        return self.first(x)
+
+
+def test_a_part_of_the_model_called_by_forward():
+    """The model itself is never called, so its hooks do not say where a batch begins."""
+    x = torch.randn(96, 4)
+    model = Encoder().eval()
+    changed = insert(model, "first", x.split(32), forward=lambda m, b: m.encode(b), report=None)
+    torch.testing.assert_close(changed.encode(x), model.encode(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("after", "behind"),
+    [(nn.Linear, ["3"]), ([nn.Linear], ["3"]), (["1", nn.Linear], ["1", "3"])],
+)
+def test_layers_by_class(after, behind):
+    x = torch.randn(32, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    changed = insert(model.eval(), after, x, report=None)
+    found = [
+        n for n, m in changed.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    assert found == [f"{name}.norm" for name in behind]
+
+
+def test_channels_that_hardly_vary_are_told():
+    lines = []
+    model = nn.Sequential(nn.Linear(4, 2)).eval()
+    nn.init.zeros_(model[0].weight)
+    insert(model, "linear", torch.randn(16, 4), report=lines.append)
+    assert any("hardly varies" in line for line in lines)
+
+
+def test_wrapped_models_are_refused_by_name():
+    model = nn.DataParallel(nn.Sequential(nn.Linear(4, 2)).eval())
+    with pytest.raises(ModelError, match=r"model\.module"):
+        insert(model, "linear", torch.randn(16, 4))

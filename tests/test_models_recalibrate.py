@@ -748,3 +748,62 @@ def test_on_ranks(check, ranks):
             continue
         assert check in found, f"rank {rank} did not come so far:\n{log}"
         assert found[check] is None, f"rank {rank}:\n{found[check]}"
+
+
+class ChannelsLast(nn.Module):
+    """A batch norm of the user's own, over the last axis."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps, self.momentum = 1e-5, 0.1
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        return self.weight * (x - self.running_mean) / (self.running_var + self.eps).sqrt()
+
+
+def test_channels_on_the_last_axis():
+    model, x = nn.Sequential(ChannelsLast(5)).eval(), torch.randn(64, 16, 5) + torch.arange(5.0)
+    recalibrate(model, x)
+    torch.testing.assert_close(model[0].running_mean, x.mean((0, 1)))
+
+
+def test_an_axis_that_could_be_either_is_refused():
+    """Nothing tells 16 positions from 16 channels; a guess would be wrong without a word."""
+    model, x = nn.Sequential(ChannelsLast(16)).eval(), torch.randn(64, 16, 16)
+    with pytest.raises(ModelError, match="channels"):
+        recalibrate(model, x)
+    assert (model[0].running_mean == 0).all()
+    square = nn.Sequential(nn.BatchNorm2d(16)).eval()  # torch.nn's have them on axis 1
+    recalibrate(square, x.unsqueeze(2) + torch.arange(16.0)[:, None, None])
+    assert square[0].running_mean[-1] > 10
+
+
+class Short:
+    """An iterable that knows its length wrongly."""
+
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter([torch.randn(4, 3) for _ in range(5)])
+
+
+def test_data_longer_than_it_says_is_refused():
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    with pytest.raises(DataError, match="behind their end"):
+        recalibrate(model, Short())
+    assert recalibrate(model, Short(), limit=5).batches == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_data_comes_in_the_models_dtype(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval().to(dtype)
+    x = torch.randn(256, 3)
+    recalibrate(model, x)
+    with torch.no_grad():
+        want = model[0](x.to(dtype)).double().mean(0)
+    torch.testing.assert_close(model[1].running_mean.double(), want, rtol=1e-2, atol=1e-3)
