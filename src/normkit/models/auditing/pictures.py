@@ -8,6 +8,7 @@ from statistics import median
 
 from normkit.models.auditing.findings import LayerRecord
 from normkit.report import Bars, Curve, Dots, Plot, Plots, Section, Table, Text
+from normkit.words import counted
 
 __all__ = ["number", "pictures"]
 
@@ -20,7 +21,7 @@ KEEPERS = ("batch", "instance")  # kinds with running statistics
 
 def number(count: int | None, what: str) -> str:
     """A count in words; "?" for None."""
-    return f"{'?' if count is None else f'{count:,}'} {what}" + ("" if count == 1 else "s")
+    return f"? {what}s" if count is None else counted(count, what)
 
 
 def pictures(layer: LayerRecord) -> list[Section]:

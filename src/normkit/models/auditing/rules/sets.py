@@ -11,6 +11,7 @@ import torch
 from normkit.models.auditing.evidence import Evidence
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 __all__ = [
     "OFF",
@@ -88,7 +89,7 @@ def named(sites: Sequence[NormSite]) -> str:
     """
     names = ", ".join(site.name or "the model itself" for site in sites[:3])
     more = ", …" if len(sites) > 3 else ""
-    return f"{len(sites)} norm{'s' if len(sites) > 1 else ''} ({names}{more})"
+    return f"{counted(len(sites), 'norm')} ({names}{more})"
 
 
 # --- which norms, over which elements -------------------------------------------------------------

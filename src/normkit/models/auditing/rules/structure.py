@@ -14,6 +14,7 @@ from normkit.models.auditing.rule import NotEnoughError, Rule, rule
 from normkit.models.auditing.rules.sets import is_pointwise, moving, positions
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 Findings = Iterator[Finding]
 
@@ -44,7 +45,8 @@ def redundant_bias(self: Rule, evidence: Evidence) -> Findings:
             continue
         yield self.finding(
             site.name,
-            f"{layer.target} has a bias of {bias.numel()} elements that only {site.name} sees",
+            f"{layer.target} has a bias of {counted(bias.numel(), 'element')} that only "
+            f"{site.name} sees",
             f"Make {layer.target} with bias=False; in a trained model subtract the bias from "
             f"{site.name}.running_mean, or let normkit.models.fold(model) take both.",
             value=float(bias.numel()),
@@ -155,10 +157,10 @@ def _set_size(evidence: Evidence, site: NormSite) -> int | None:
 def _remedy(site: NormSite) -> str:
     if site.kind == "layer":
         return "Remove the layer, or normalize over more features."
-    wide = site.channels is not None and site.channels >= 4
-    fits = f"at most {(site.channels or 0) // 4} groups" if wide else "no groups that fit"
+    channels = site.channels or 1
+    fits = f"at most {counted(channels // 4, 'group')}" if channels >= 4 else "no groups that fit"
     return (
-        f"{site.channels} channels take {fits} here: "
+        f"A norm of {counted(channels, 'channel')} can have {fits} here: "
         'normkit.models.convert(model, to="layer"), or torch.nn.Identity().'
     )
 

@@ -53,7 +53,7 @@ def small_batch(self: Rule, evidence: Evidence) -> Findings:
         elif elements is not None and elements < ELEMENTS:
             yield self.finding(
                 site.name,
-                f"statistics over {elements:.0f} elements a channel < {ELEMENTS}",
+                f"statistics over {counted(round(elements), 'element')} a channel < {ELEMENTS}",
                 _larger_sets(evidence.configuration),
                 value=elements,
                 threshold=float(ELEMENTS),
@@ -87,7 +87,7 @@ def _larger_sets(known: Configuration) -> str:
     if ranks > 1 and together >= ELEMENTS:
         return (
             "normkit.torch.SyncBatchNorm.convert_sync_batchnorm(model) takes statistics over "
-            f"{together} samples."
+            f"{counted(together, 'sample')}."
         )
     return (
         f'A batch of at least {ELEMENTS}, or normkit.models.convert(model, to="group"); '
@@ -151,7 +151,8 @@ def bessel_inflation(self: Rule, evidence: Evidence) -> Findings:
         factor = elements / (elements - 1)
         yield self.finding(
             site.name,
-            f"n / (n - 1) = {factor:.3f} > 1.05 with {elements:.0f} elements a channel",
+            f"n / (n - 1) = {factor:.3f} > 1.05 with {counted(round(elements), 'element')} a "
+            "channel",
             f"A batch of at least {INFLATED} elements a channel, or "
             'normkit.models.convert(model, to="group").',
             value=factor,
@@ -175,10 +176,10 @@ def gradient_accumulation(self: Rule, evidence: Evidence) -> Findings:
     large = micro is not None and micro >= 32
     moved = [s.momentum for s in sites if learns_statistics(s) and s.momentum]
     decay = f"; a step leaves {(1 - moved[0]) ** steps:.0%} of them" if moved else ""
-    size = "a part" if micro is None else f"{micro} samples"
+    size = "a part" if micro is None else counted(micro, "sample")
     yield self.finding(
         "",
-        f"{steps} micro-batches a step: statistics see {size} of the batch "
+        f"{counted(steps, 'micro-batch')} a step: statistics see {size} of the batch "
         f"in {named(sites)}{decay}",
         "Nothing, if the micro-batch is large enough by itself; else "
         'normkit.models.convert(model, to="group"), or fewer and larger micro-batches.',
@@ -239,7 +240,7 @@ def momentum(self: Rule, evidence: Evidence) -> Findings:
             )
         elif site in began:
             left = (1 - weight) ** (site.batches or 0)
-            seen = "1 batch" if site.batches == 1 else f"{site.batches} batches"
+            seen = counted(site.batches or 0, "batch")
             yield self.finding(
                 site.name,
                 f"{left:.0%} > {REMAINS:.0%} of the first values, 0 and 1, is left after {seen} "
@@ -363,7 +364,8 @@ def unsynced_ranks(self: Rule, evidence: Evidence) -> Findings:
         return
     yield self.finding(
         "",
-        f"{known.world_size} ranks, broadcast_buffers=False and {named(sites)} not synchronized",
+        f"{counted(known.world_size or 1, 'rank')}, broadcast_buffers=False and {named(sites)} not "
+        "synchronized",
         "normkit.torch.SyncBatchNorm.convert_sync_batchnorm(model), or "
         "normkit.torch.sync_statistics(model) before each save",
         value=float(known.world_size or 1),

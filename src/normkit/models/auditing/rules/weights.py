@@ -276,7 +276,7 @@ def _two_habits(self: Rule, sites: Sequence[NormSite]) -> Findings:
     few, many = sorted(parts, key=lambda eps: len(parts[eps]))
     yield self.finding(
         parts[few][0].name,
-        f"eps {few:g} in {named(parts[few])}, {many:g} in {len(parts[many])} others",
+        f"eps {few:g} in {named(parts[few])}, {many:g} in {counted(len(parts[many]), 'other')}",
         "Ask for the eps that each part was trained with: 1e-3 is TensorFlow's default, "
         "1e-5 PyTorch's.",
         severity="info",
