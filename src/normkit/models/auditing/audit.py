@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from normkit.errors import ModelError, OptionError
 from normkit.models.auditing.evidence import Configuration, Evidence
 from normkit.models.auditing.observe import observe, shapes_of
+from normkit.models.auditing.onnx_models import runnable
 from normkit.models.auditing.programs import listenable
 from normkit.models.auditing.records import layer_records, network_map
 from normkit.models.auditing.report import Report
@@ -127,14 +129,28 @@ def _gather(model: Any, configuration: Configuration) -> _Subject:
         opened = open_model(model)
     if opened.module is not None:
         return _of_module(opened.module, opened.name, configuration)
+    if opened.proto is not None:
+        return _of_onnx(opened.proto, opened.name, opened.tensors, configuration)
     graph = opened.graph()
     evidence = Evidence(opened.sites(), opened.tensors, graph, configuration=configuration)
     if opened.program is not None and graph is not None:
         runs, sites = listenable(opened.program, evidence.sites, graph)
         return _Subject(evidence, opened.name, runs, sites)
-    kind = {"onnx": "an ONNX file", "checkpoint": "a checkpoint"}.get(opened.format, "a file")
-    blind = f"a model that runs: {kind} is looked at, not run"
+    blind = "a model that runs: a checkpoint is looked at, not run"
     return _Subject(replace(evidence, blind=blind), opened.name)
+
+
+def _of_onnx(
+    proto: Any, name: str, tensors: Mapping[str, torch.Tensor], configuration: Configuration
+) -> _Subject:
+    from normkit.models.graphs.onnx_model import read_onnx_graph
+
+    reading = read_onnx_graph(proto)
+    evidence = Evidence(reading.sites, tensors, reading.graph, configuration=configuration)
+    if find_spec("onnxruntime") is None:
+        blind = "onnxruntime: pip install 'normkit[onnx]'"
+        return _Subject(replace(evidence, blind=blind), name)
+    return _Subject(evidence, name, *runnable(proto, reading))
 
 
 def _of_module(model: nn.Module, name: str, configuration: Configuration) -> _Subject:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from normkit.models.auditing.evidence import Observation
+from normkit.models.auditing.onnx_models import OnnxNorm
 from normkit.models.measuring.channels import Gauge, Histogram, by_channel, sample_moments
 from normkit.models.sites import NormSite
 from normkit.torch import native
@@ -58,6 +59,8 @@ class Listener:
         """A forward of the model follows."""
         self.samples, self.groups, self.calls = samples, groups, 0
         self.batch_statistics, self.deaf = batch_statistics, False
+        if isinstance(self.site.module, OnnxNorm):  # hears only after the model has run
+            self.site.module.batch_statistics = batch_statistics
 
     # --- hooks ----------------------------------------------------------------------------------
 

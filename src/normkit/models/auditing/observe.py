@@ -19,6 +19,7 @@ from torch import nn
 from normkit.errors import DataError
 from normkit.models.auditing.evidence import Accuracy, Labels, Study
 from normkit.models.auditing.listener import Listener
+from normkit.models.auditing.onnx_models import OnnxModel
 from normkit.models.batches import Batch, Forward, batches_of, call
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
@@ -101,13 +102,20 @@ def _batches(model: nn.Module, data: Any, forward: Forward | None) -> Iterator[t
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     for group, part in groups.items():
         device = None if first is None else first.device
-        for batch in batches_of(part, device=device, opaque=forward is not None):
+        batches = batches_of(part, device=device, opaque=forward is not None)
+        for batch in batches if forward is not None else _in_parts(model, batches):
             domain = batch.kwargs.get("domain", group)
             kwargs = dict(batch.kwargs)
             if not takes_domain:
                 kwargs.pop("domain", None)
             args, kwargs = _fitting((batch.args, kwargs), first)
             yield domain, Batch(batch.raw, args, kwargs, batch.labels)
+
+
+def _in_parts(model: nn.Module, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """As large as the model takes them."""
+    for batch in batches:
+        yield from model.parts(batch) if isinstance(model, OnnxModel) else (batch,)
 
 
 def _as_batch(model: nn.Module, example: Any) -> Batch:

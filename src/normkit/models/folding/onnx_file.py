@@ -12,7 +12,7 @@ import torch
 from normkit.errors import DataError, DTypeError, ModelError
 from normkit.extras import needed
 from normkit.models.folding.onnx_edit import edited
-from normkit.models.folding.onnx_run import Inputs, inputs_for, named, run, session_of
+from normkit.models.folding.onnx_run import Inputs, inputs_for, named, run
 from normkit.models.folding.report import FoldReport, Verification, report_of
 from normkit.models.folding.stored import StoredLayers
 from normkit.models.folding.verifying import worst_difference
@@ -20,6 +20,7 @@ from normkit.models.graphs.graph import Node
 from normkit.models.graphs.onnx_model import read_onnx_graph
 from normkit.models.graphs.onnx_values import tensor_of
 from normkit.models.graphs.reading import StandIns, Stored
+from normkit.models.measuring.onnx_session import session_of
 from normkit.models.racing import race
 
 __all__ = ["fold_onnx"]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from normkit.extras import needed
+from normkit.models.measuring.onnx_session import dtype_of, inputs_of, session_of
 
-__all__ = ["Inputs", "inputs_for", "named", "run", "session_of"]
+__all__ = ["Inputs", "inputs_for", "named", "run"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-_MOST_IN_MEMORY = 2**31 - 2**20  # bytes: protobuf's limit
 
 
 class Inputs:
@@ -29,31 +26,6 @@ class Inputs:
 
     def __init__(self, arrays: Arrays, words: str) -> None:
         self.arrays, self.words = arrays, words
-
-
-@contextlib.contextmanager
-def session_of(proto: Any, *, optimized: bool) -> Iterator[Any]:
-    """A session of onnxruntime on the CPU.
-
-    Args:
-        optimized: let it change the graph, as it does by default; it folds norms too.
-    """
-    runtime = needed("onnxruntime")
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4
-    if not optimized:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    providers = ["CPUExecutionProvider"]
-    if proto.ByteSize() < _MOST_IN_MEMORY:
-        yield runtime.InferenceSession(proto.SerializeToString(), options, providers)
-        return
-    onnx = needed("onnx")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        copied = type(proto)()
-        copied.CopyFrom(proto)
-        onnx.save_model(copied, str(path), save_as_external_data=True, location="weights")
-        yield runtime.InferenceSession(str(path), options, providers)
 
 
 def run(proto: Any, inputs: Arrays, watched: Sequence[str] = ()) -> dict[str, torch.Tensor]:
@@ -80,7 +52,7 @@ def named(proto: Any, example: Any) -> Arrays:
     Raises:
         ValueError: there are more or fewer, or others; the text says so.
     """
-    names = [i.name for i in _inputs(proto)]
+    names = [i.name for i in inputs_of(proto)]
     if isinstance(example, Mapping):
         found = {str(name): value for name, value in example.items()}
     else:
@@ -92,26 +64,14 @@ def named(proto: Any, example: Any) -> Arrays:
         found = dict(zip(names, values, strict=True))
     if set(found) != set(names):
         raise ValueError(f"its inputs are {', '.join(names)}, not {', '.join(found)}")
-    return {i.name: _as_array(found[i.name], i) for i in _inputs(proto)}
+    return {i.name: _as_array(found[i.name], i) for i in inputs_of(proto)}
 
 
 def _as_array(value: Any, given_to: Any) -> np.ndarray[Any, Any]:
     """An array, in the input's own precision where both are real numbers."""
     array = np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-    dtype = _dtype(given_to)
+    dtype = dtype_of(given_to)
     return array.astype(dtype) if array.dtype.kind == "f" and dtype.kind == "f" else array
-
-
-def _dtype(value: Any) -> np.dtype[Any]:
-    kind = value.type.tensor_type.elem_type
-    if not kind:
-        raise ValueError(f"its input {value.name} is no tensor")
-    return np.dtype(needed("onnx").helper.tensor_dtype_to_np_dtype(kind))
-
-
-def _inputs(proto: Any) -> list[Any]:
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    return [i for i in proto.graph.input if i.name not in weights]
 
 
 # --- inputs to try --------------------------------------------------------------------------------
@@ -123,7 +83,7 @@ def inputs_for(proto: Any) -> Iterator[Inputs]:
     """Random inputs of the shapes that the model takes; those it leaves open are tried in turn."""
     generator = np.random.default_rng(0)
     for size in _SIZES:
-        arrays = {i.name: _drawn(i, size, generator) for i in _inputs(proto)}
+        arrays = {i.name: _drawn(i, size, generator) for i in inputs_of(proto)}
         shapes = ", ".join(str(a.shape) for a in arrays.values())
         yield Inputs(arrays, f"random input of shape {shapes}")
 
@@ -134,7 +94,7 @@ def _drawn(value: Any, size: int, generator: np.random.Generator) -> np.ndarray[
         d.dim_value if d.HasField("dim_value") else 2 if place == 0 else size
         for place, d in enumerate(value.type.tensor_type.shape.dim)
     ]
-    dtype = _dtype(value)
+    dtype = dtype_of(value)
     if dtype.kind in "biu":
         return generator.integers(0, 2, shape).astype(dtype)
     return generator.standard_normal(shape).astype(dtype)

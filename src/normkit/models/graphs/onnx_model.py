@@ -161,7 +161,7 @@ class _Reader:
         value = Node(name, "norm", inputs, target, function, attributes, obstacle, node)
         self.emit(list(node.output[:1]), value)
         stored = {r: Stored(n, handle=tensors[r]) for r, n in found.parameters.items()}
-        self.calls[name] = Call(stored, node, found.plain)
+        self.calls[name] = Call(stored, node, found.plain, found.source)
         self.sites.append(self.site(target, found, function, tensors, attributes, said))
         return None
 

@@ -37,11 +37,13 @@ class Call:
         end: the format's node that gives the layer's result; not the first one where a bias is
             added on its own.
         plain: of a norm in small operators, the format's value before gamma and beta.
+        source: of a norm in an ONNX model, the name of the value that it normalizes.
     """
 
     stored: dict[str, Stored]
     end: Any = field(repr=False)
     plain: Any = field(default=None, repr=False)
+    source: str = ""
 
 
 @dataclass(frozen=True, eq=False)
