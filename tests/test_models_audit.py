@@ -726,6 +726,27 @@ def test_causes_are_kept_and_effects_left_out(cause, effect, left):
     assert ("effect" in [f.rule for f in findings]) is left
 
 
+def test_an_effect_on_the_whole_model_is_laid_to_the_worst_causes():
+    def rule_of(name, severity, places, **more):
+        def check(self, evidence):
+            for place in places:
+                yield self.finding(place, "…", "…")
+
+        return Rule(name, ("weights",), severity, "Because.", check, **more)
+
+    rules = [
+        rule_of("trifle", "info", ["2"]),
+        rule_of("cause", "warning", ["2", "5"]),
+        rule_of("effect", "error", [""], yields_to=("trifle", "cause")),
+    ]
+    findings, _, _ = run_rules(rules, _gather(zoo.fresh("dense"), Configuration()).evidence)
+    assert [(f.rule, f.site, f.severity, f.effects) for f in findings] == [
+        ("cause", "2", "error", ("effect",)),
+        ("cause", "5", "error", ("effect",)),
+        ("trifle", "2", "info", ()),
+    ]
+
+
 # --- what is said ---------------------------------------------------------------------------------
 
 

@@ -47,11 +47,19 @@ def _causes(rules: Sequence[Rule], found: dict[str, list[Finding]]) -> list[Find
         for finding in found.get(rule.name, ()):
             rivals = [f for name in rule.yields_to for f in found.get(name, ())]
             causes = [f for f in rivals if _covers(f, finding)]
-            for cause in causes:
+            for cause in _likeliest(causes, finding):
                 effects.setdefault(id(cause), []).append(finding)
             if not causes:
                 kept.append(finding)
     return [_with_effects(finding, effects.get(id(finding), [])) for finding in kept]
+
+
+def _likeliest(causes: Sequence[Finding], effect: Finding) -> Sequence[Finding]:
+    """Of what may explain an effect on the model as a whole, the worst; no trifle is to blame."""
+    if effect.site or not causes:
+        return causes
+    worst = max(SEVERITIES.index(cause.severity) for cause in causes)
+    return [cause for cause in causes if SEVERITIES.index(cause.severity) == worst]
 
 
 def _with_effects(finding: Finding, effects: Sequence[Finding]) -> Finding:
