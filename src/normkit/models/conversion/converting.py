@@ -14,12 +14,12 @@ from normkit.errors import DTypeError, ModelError
 from normkit.models.batches import example_batch
 from normkit.models.conversion.catalogue import RefusedError
 from normkit.models.conversion.changing import Change, apply
-from normkit.models.conversion.proof import copied, difference
 from normkit.models.conversion.reading import read
 from normkit.models.conversion.requests import Request
-from normkit.models.conversion.selecting import chosen
 from normkit.models.conversion.surroundings import Surroundings
 from normkit.models.conversion.targets import TARGETS
+from normkit.models.proof import copied, difference
+from normkit.models.selecting import chosen
 from normkit.models.sites import NormSite, find_sites, site_of
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.normact import NormAct

@@ -125,7 +125,7 @@ def as_batch_norm(
     if request.to in ("torch", "normkit"):
         home = replace(home, library=library)
     if not synced:
-        home = replace(home, dims=request.where.dims(source))
+        home = replace(home, dims=request.surroundings.dims(source))
     attributes, learns = _freezing(source, held, frozen)
     attributes |= _attributes(source, home, options)
     if held:

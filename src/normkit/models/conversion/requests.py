@@ -7,7 +7,6 @@ from typing import Any
 
 from normkit.errors import OptionError
 from normkit.models.conversion.catalogue import LIBRARIES
-from normkit.models.conversion.surroundings import Surroundings
 from normkit.torch.options import BatchOptions, RenormSchedule, check_choice
 
 __all__ = ["Request"]
@@ -81,10 +80,6 @@ class Request:
                 expected='layers="same"',
                 remedy="frozen, ghost, renorm and frn layers are normkit's; torch.nn has none.",
             )
-
-    @property
-    def where(self) -> Surroundings:
-        return self.surroundings
 
     def library(self, known: str) -> str:
         """Whose layer it is to be, where ``known`` is whose it was."""

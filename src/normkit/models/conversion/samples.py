@@ -55,7 +55,7 @@ def _divisors(number: int) -> list[int]:
 def to_group(source: Source, request: Request) -> Change | None:
     """Group norm."""
     _check(source)
-    channels, (positions, sure) = source.channels, request.where.positions(source)
+    channels, (positions, sure) = source.channels, request.surroundings.positions(source)
     groups = auto_groups(channels, positions) if request.groups == "auto" else int(request.groups)
     fitting = [d for d in _divisors(channels) if positions is None or channels // d * positions > 1]
     if groups not in fitting:
@@ -74,7 +74,7 @@ def to_group(source: Source, request: Request) -> Change | None:
 def to_layer(source: Source, request: Request) -> Change | None:
     """Layer norm over a sample's channels and positions, which is group norm with one group."""
     _check(source)
-    positions, sure = request.where.positions(source)
+    positions, sure = request.surroundings.positions(source)
     if positions == 1 and source.channels == 1:
         raise RefusedError(
             f"one channel leaves one element a set{_input_words(sure)}", "only= leaves it out."
@@ -86,7 +86,7 @@ def to_instance(source: Source, request: Request) -> Change | None:
     """Instance norm."""
     _check(source)
     _check_positions(source, request)
-    library, dims = request.library(source.origin.library), request.where.dims(source)
+    library, dims = request.library(source.origin.library), request.surroundings.dims(source)
     kind = INSTANCE[library][dims]
     if type(source.module) is kind and not source.site.tracks:
         return None
@@ -169,7 +169,7 @@ def _check(source: Source) -> None:
 
 
 def _check_positions(source: Source, request: Request) -> None:
-    positions, sure = request.where.positions(source)
+    positions, sure = request.surroundings.positions(source)
     if positions != 1:
         return
     raise RefusedError(

@@ -14,10 +14,10 @@ from torch import nn
 
 from normkit.models.batches import call, example_batch
 from normkit.models.conversion.catalogue import RefusedError
-from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import Source
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.graphs.module import trace
+from normkit.models.proof import copied
 
 __all__ = ["Surroundings", "recorded"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from normkit.models.folding.reading import Reading, layer_of, read
 from normkit.models.folding.replacing import Edits
 from normkit.models.folding.report import FoldReport, Verification, report_of
 from normkit.models.folding.verifying import Example, examples_for, time_both, verify
+from normkit.models.proof import copied
 from normkit.models.sites import site_of
 
 __all__ = ["fold", "fold_with_report", "plan_folds"]
@@ -102,7 +102,7 @@ def plan_folds(model: nn.Module) -> FoldReport:
     [('0', 'after', ('1',)), ('2', 'before', ('1',))]
     """
     planned = read(model).plan()
-    return _ready(model, _copied(model), planned, Verification(why_not="it is only planned")).report
+    return _ready(model, copied(model), planned, Verification(why_not="it is only planned")).report
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class _Ready:
 def _prepare(model: Any, example: Any, tolerance: float | None, measure: bool) -> _Ready:
     """Plan, prove and measure; the model itself is only looked at."""
     reading = read(model)
-    spare = _copied(model)
+    spare = copied(model)
     planned = reading.plan()
     if not planned.folds:
         return _ready(model, spare, planned, Verification(why_not="nothing was folded"))
@@ -161,7 +161,7 @@ def _proved(
     try:
         return verify(
             reading.model,
-            lambda copied: _edits(copied, planned)[0].make(),
+            lambda trial: _edits(trial, planned)[0].make(),
             inputs,
             _watched(planned),
             tolerance,
@@ -170,18 +170,6 @@ def _proved(
         if given is not None:
             raise
     return None, Verification(why_not="no input could be guessed: pass example=")
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a user's model holds
-        raise ModelError(
-            "The model cannot be copied, which folding tries itself out on",
-            received=(str(error).splitlines() or [""])[0] or type(error).__name__,
-            expected="a model that copy.deepcopy copies",
-            remedy="Remove what it keeps from a forward with gradients, or of the system.",
-        ) from error
 
 
 def _ready(model: nn.Module, folded: nn.Module, planned: Plan, checked: Verification) -> _Ready:

@@ -66,10 +66,13 @@ class Graph:
     def __init__(self, nodes: list[Node], unknown: dict[str, str] | None = None) -> None:
         self._nodes = {node.name: node for node in nodes}
         self._users: dict[str, list[Node]] = {}
+        self._calls: dict[str, list[Node]] = {}
         self.unknown = unknown or {}
         for node in nodes:
             for name in dict.fromkeys(node.inputs):
                 self._users.setdefault(name, []).append(node)
+            if node.target:
+                self._calls.setdefault(node.target, []).append(node)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -93,7 +96,7 @@ class Graph:
 
     def calls(self, target: str) -> list[Node]:
         """The calls of one layer."""
-        return [node for node in self if node.target == target and target]
+        return list(self._calls.get(target, ()))
 
     def only_user(self, name: str) -> Node | None:
         """The one node that takes this result, in one place; None where there are more or none."""

@@ -13,8 +13,6 @@ from torch.nn.parameter import is_lazy
 from normkit.errors import ModelError
 from normkit.models.batches import Batch, Forward, call
 from normkit.models.conversion.catalogue import BATCH, LIBRARIES, SYNC
-from normkit.models.conversion.proof import copied
-from normkit.models.conversion.selecting import chosen
 from normkit.models.conversion.surroundings import recorded
 from normkit.models.folding.replacing import Edits
 from normkit.models.graphs.module import trace
@@ -28,6 +26,8 @@ from normkit.models.inserting.pairs import (
     sayer,
 )
 from normkit.models.measuring.undisturbed import undisturbed
+from normkit.models.proof import copied
+from normkit.models.selecting import chosen
 from normkit.torch.options import check_choice
 from normkit.words import counted, listed
 

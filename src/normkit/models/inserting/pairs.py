@@ -10,7 +10,7 @@ from torch import nn
 
 from normkit.errors import DTypeError, ModelError
 from normkit.models.batches import Batch, Forward
-from normkit.models.conversion.proof import difference
+from normkit.models.proof import difference
 from normkit.models.sites import NormSite, site_of
 from normkit.models.wrappers import check_bare
 

@@ -11,9 +11,7 @@ from torch import nn
 from normkit.errors import ModelError
 from normkit.models.batches import example_batch
 from normkit.models.conversion.catalogue import RefusedError
-from normkit.models.conversion.proof import copied
 from normkit.models.conversion.reading import read
-from normkit.models.conversion.selecting import chosen
 from normkit.models.folding.algebra import Affine, Change, Layer, affine_of, changed
 from normkit.models.folding.replacing import Edits
 from normkit.models.inserting.pairs import (
@@ -25,6 +23,8 @@ from normkit.models.inserting.pairs import (
     pairs_of,
     sayer,
 )
+from normkit.models.proof import copied
+from normkit.models.selecting import chosen
 from normkit.models.sites import NormSite
 from normkit.words import counted, listed
 

@@ -36,10 +36,6 @@ class Team:
         """What the first rank that has anything says."""
         return calls
 
-    def most(self, number: int) -> int:
-        """The largest of the ranks' numbers."""
-        return number
-
 
 class _Ranks(Team):
     alone = False

@@ -54,9 +54,9 @@ def copied(model: nn.Module) -> Any:
         raise ModelError(
             "The model cannot be copied",
             received=f"{type(model).__name__}: {said}",
-            expected="a model that copy.deepcopy takes",
-            remedy="Do it before the model is given what cannot be copied, or with inplace=True "
-            "and nothing to verify on.",
+            expected="a model that copy.deepcopy takes, to try the change on",
+            remedy="Remove what it keeps from a forward with gradients, or of the system (locks, "
+            "process groups, handles). convert(inplace=True) without an example needs no copy.",
         ) from error
 
 
