@@ -441,6 +441,38 @@ def test_headers_that_are_wrong(header, tmp_path):
     refused(path, "damaged", "wrong.safetensors")
 
 
+# --- several weights in one file
+
+
+def test_which_of_several_weights_was_taken_is_said_and_can_be_chosen(tmp_path):
+    path, state = tmp_path / "best.pt", trained().state_dict()
+    averaged = {name: value * 2 for name, value in state.items()}
+    torch.save({"model": state, "ema": {"module": averaged}, "epoch": 3, "optimizer": {}}, path)
+    opened = open_model(path)
+    assert same(opened.tensors, state)
+    assert 'weights "model" were taken, not ema' in opened.note
+    assert "best.pt:ema" in opened.note
+    assert opened.left == ("ema", "epoch", "optimizer")
+    for what in (f"{path}:ema", tmp_path / "best.pt:ema"):
+        chosen = open_model(what)
+        assert same(chosen.tensors, averaged)
+        assert (chosen.name, chosen.note, chosen.path) == ("best.pt:ema", "", path)
+    into = open_model(Net(), weights=f"{path}:ema")
+    assert torch.equal(into.module.bn.running_var, averaged["bn.running_var"])
+    assert into.left == ("model", "epoch", "optimizer")
+    refused(f"{path}:swa", "best.pt:swa", "model, ema")
+    refused(f"{path}:epoch", "model, ema")
+
+
+def test_a_file_of_one_state_has_nothing_to_say(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "plain.pt")
+    opened = open_model(tmp_path / "plain.pt")
+    assert (opened.note, opened.left) == ("", ())
+    torch.save({"ema_only": trained().state_dict(), "epoch": 1}, tmp_path / "odd.pt")
+    refused(tmp_path / "odd.pt", "odd.pt:ema_only")
+    assert same(open_model(f"{tmp_path / 'odd.pt'}:ema_only").tensors, trained().state_dict())
+
+
 # --- pickles
 
 

@@ -23,6 +23,7 @@ class Batches:
         size: of a batch.
         labels: one for each sample, or None.
         classes: the labels' names, where they have some.
+        words: what there is, for people.
         mean, std: a number, or one for each channel: every input becomes (x − mean) / std.
     """
 
@@ -34,12 +35,13 @@ class Batches:
         *,
         labels: Tensor | None = None,
         classes: Sequence[str] = (),
+        words: str = "",
         mean: Any = None,
         std: Any = None,
     ) -> None:
         self.take, self.count, self.size = take, count, size
         self.labels, self.classes = labels, tuple(classes)
-        self.mean, self.std = mean, std
+        self.words, self.mean, self.std = words, mean, std
 
     def __len__(self) -> int:
         return -(-self.count // self.size)

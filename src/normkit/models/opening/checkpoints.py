@@ -6,7 +6,8 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from normkit.models.opening.detect import checked_file, content_of, damaged, exp
 from normkit.models.opening.pickled import asked_for, is_saved_by_torch
 from normkit.words import listed
 
-__all__ = ["read_checkpoint", "read_weights_only", "tensors_of"]
+__all__ = ["Checkpoint", "open_checkpoint", "read_weights_only", "split_part", "tensors_of"]
 
 Tensor = torch.Tensor
 
@@ -31,23 +32,64 @@ _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, DistributedDataParallel; 
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state_dict in a checkpoint, without the wrappers' prefixes; mapped rather than read.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
 
-    It is looked for under "model", "state_dict" and the like. Beside tensors there may be the plain
-    values that some layers keep.
+    Args:
+        path: the file.
+        state: the state_dict, without the wrappers' prefixes: tensors, and the plain values that
+            some layers keep.
+        part: the name under which it was; "" where it is all there is.
+        others: names of other weights beside it.
+        left: names of all that is beside it.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    part: str = ""
+    others: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """Which weights were taken, where there are several; else ""."""
+        if not self.others:
+            return ""
+        return (
+            f'{self.path.name}: its weights "{self.part}" were taken, not {listed(self.others)}; '
+            f"another name can follow the file's: {self.path.name}:{self.others[0]}"
+        )
+
+
+def split_part(path: Path) -> tuple[Path, str]:
+    """A file, and the part of it that is named behind a colon: ``best.pt:ema``.
+
+    >>> split_part(Path("best.pt"))
+    (...Path('best.pt'), '')
+    """
+    text, _, part = str(path).rpartition(":")
+    return (Path(text), part) if text and not path.exists() and Path(text).is_file() else (path, "")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; large ones are mapped rather than read.
+
+    The state_dict is looked for under "model", "state_dict" and the like, or under the name that
+    follows the file's: ``best.pt:ema``.
 
     Raises:
         FileError: no such file, damaged, another kind of file, no weights in it, or a pickle that
             asks for more than weights.
     """
+    path, part = split_part(path)
     checked_file(path)
     content = content_of(path)
     expect(path, content)
     if content == "safetensors":
-        state: Mapping[str, Any] = _read_safetensors(path)
+        loaded: Any = _read_safetensors(path)
     elif content in ("checkpoint", "pickle"):
-        state = _state_in(_read_torch(path, content), path)
+        loaded = _read_torch(path, content)
     else:
         raise FileError(
             "That file holds a whole model rather than weights",
@@ -55,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             expected="a .safetensors, .pt, .pth, .ckpt or .bin file",
             remedy="Open it by itself.",
         )
-    return _unwrapped(state)
+    return _chosen(loaded, part, path)
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -142,26 +184,63 @@ def _more_than_weights(path: Path, asked: list[str], part: str = "") -> FileErro
     )
 
 
-def _state_in(loaded: Any, path: Path) -> Mapping[str, Any]:
-    """The state_dict within what was saved."""
-    found = _search(loaded)
-    if found is not None:
-        return found
-    raise FileError(
-        "The file holds no state_dict",
-        received=f"{path}: {_described(loaded)}",
-        expected="a dictionary of names and tensors, or one under "
-        + ", ".join(f'"{name}"' for name in _NESTS[:3]),
-        remedy="Save it with torch.save(model.state_dict(), path).",
-    )
+def _chosen(loaded: Any, part: str, path: Path) -> Checkpoint:
+    """The state_dict within what was saved, the likeliest where there are several."""
+    named = {name: state for name, state in _parts(loaded) if state is not None}
+    if part:
+        return _part_of(loaded, named, part, path)
+    taken = next((name for name in _NESTS if name in named), "")
+    state = named.get(taken) if taken else _search(loaded)
+    if state is None:
+        others = f"; it can be named: {path.name}:{next(iter(named))}" if named else ""
+        raise FileError(
+            "The file holds no state_dict",
+            received=f"{path}: {_described(loaded)}",
+            expected="a dictionary of names and tensors, or one under "
+            + ", ".join(f'"{name}"' for name in _NESTS[:3]) + others,
+            remedy="Save it with torch.save(model.state_dict(), path).",
+        )  # fmt: skip
+    return _checkpoint(loaded, named, state, taken, path)
 
 
-def _search(loaded: Any, depth: int = 8) -> Mapping[str, Any] | None:
-    """Within dictionaries in each other, which a file may make as deep as it likes."""
-    if not isinstance(loaded, Mapping) or not depth:
+def _part_of(
+    loaded: Any, named: Mapping[str, Mapping[str, Any]], part: str, path: Path
+) -> Checkpoint:
+    if part not in named:
+        raise FileError(
+            "The file holds no such weights",
+            received=f"{path}:{part}",
+            expected=f"one of {listed(list(named))}" if named else "a file name alone",
+            remedy=f"{path.name} is {_described(loaded)}.",
+        )
+    return _checkpoint(loaded, {}, named[part], part, path)
+
+
+def _checkpoint(
+    loaded: Any,
+    named: Mapping[str, Mapping[str, Any]],
+    state: Mapping[str, Any],
+    taken: str,
+    path: Path,
+) -> Checkpoint:
+    beside = tuple(str(name) for name in loaded if name != taken) if taken else ()
+    others = tuple(name for name in named if name != taken) if taken else ()
+    return Checkpoint(path, _unwrapped(state), taken, others, beside)
+
+
+def _parts(loaded: Any) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """What a saved dictionary holds under its names, and the state_dict in each."""
+    if isinstance(loaded, Mapping):
+        for name, value in loaded.items():
+            if isinstance(name, str) and isinstance(value, Mapping):
+                yield name, _search(value)
+
+
+def _search(loaded: Any) -> Mapping[str, Any] | None:
+    if not isinstance(loaded, Mapping):
         return None
     for name in _NESTS:
-        found = _search(loaded.get(name), depth - 1)
+        found = _search(loaded.get(name))
         if found is not None:
             return found
     named = all(isinstance(name, str) for name in loaded)

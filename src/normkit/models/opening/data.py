@@ -81,7 +81,8 @@ def open_data(
     def take(start: int, stop: int) -> Tensor:
         return _as_input(x[start:stop])
 
-    return _checked(Batches(take, len(x), batch_size, labels=labels, **options), path)
+    words = f"{len(x):,} samples of bytes, scaled to [0, 1]" if x.dtype == np.uint8 else ""
+    return _checked(Batches(take, len(x), batch_size, labels=labels, words=words, **options), path)
 
 
 def _nonzero(std: Any) -> Any:

@@ -149,7 +149,9 @@ def _remedy(content: str) -> str:
             "torch.save(model.state_dict(), path)."
         )
     if content in ("npz", "npy", "image"):
-        return "That is data rather than a model: open_data() takes it (--data)."
+        return (
+            "That is data rather than a model: it is given as data (--data; open_data() in Python)."
+        )
     return "Save the model's weights, or export the model with torch.export or torch.onnx."
 
 

@@ -11,6 +11,7 @@ import torch
 from normkit.errors import DataError, FileError, OptionError
 from normkit.extras import needed
 from normkit.models.opening.batched import Batches
+from normkit.words import counted
 
 __all__ = ["open_images"]
 
@@ -40,9 +41,11 @@ def open_images(
         )
     files, labels, classes = _files(folder)
     reader = _Reader(files, size)
+    parts = [counted(len(files), "image")] + [counted(len(classes), "class")] * bool(classes)
     return Batches(
-        reader.take, len(files), batch_size, labels=labels, classes=classes, mean=mean, std=std
-    )
+        reader.take, len(files), batch_size, labels=labels, classes=classes,
+        words=", ".join([*parts, "scaled to [0, 1]"]), mean=mean, std=std,
+    )  # fmt: skip
 
 
 def _files(folder: Path) -> tuple[list[Path], Tensor | None, list[str]]:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from normkit.errors import ModelError
 from normkit.models.graphs.graph import Graph
 from normkit.models.graphs.module import trace
-from normkit.models.opening.checkpoints import read_checkpoint, tensors_of
+from normkit.models.opening.checkpoints import Checkpoint, open_checkpoint, split_part, tensors_of
 from normkit.models.opening.code import called, is_reference, resolve
 from normkit.models.opening.detect import (
     MODEL_ENDINGS,
@@ -45,6 +45,8 @@ class Opened:
         program: the torch.export.ExportedProgram, of format "program".
         proto: the onnx.ModelProto, of format "onnx".
         path: the file that it came from.
+        note: which of several weights in a checkpoint were taken; "" where there was no choice.
+        left: names of what else the checkpoint holds, such as an optimizer's state.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Opened:
     program: ExportedProgram | None = field(default=None, repr=False)
     proto: Any = field(default=None, repr=False)
     path: Path | None = None
+    note: str = field(default="", repr=False)
+    left: tuple[str, ...] = field(default=(), repr=False)
 
     def sites(self) -> list[NormSite]:
         """The model's norms; of a checkpoint, as far as names and shapes tell."""
@@ -95,7 +99,8 @@ def open_model(what: Any, *, weights: str | os.PathLike[str] | None = None) -> O
             .safetensors, .pt, .pth, .ckpt, .bin, .pt2 or .onnx file; or code by its name,
             ``package.module:function``: a function without arguments that returns one of the
             objects, or such an object itself.
-        weights: a checkpoint to load into the module, in place; all of it must fit.
+        weights: a checkpoint to load into the module, in place; all of it must fit. Where a
+            checkpoint holds several, a name chooses: ``best.pt:ema``.
 
     Raises:
         FileError: no such file, damaged, of another kind than its name says, or more than data.
@@ -106,7 +111,7 @@ def open_model(what: Any, *, weights: str | os.PathLike[str] | None = None) -> O
     ('Sequential', 'module', ['1'])
     """
     if isinstance(what, os.PathLike):
-        opened = _open_file(Path(what))
+        opened = _open_text(str(what)) if split_part(Path(what))[1] else _open_file(Path(what))
     elif isinstance(what, str):
         opened = _open_text(what)
     else:
@@ -120,13 +125,24 @@ def open_model(what: Any, *, weights: str | os.PathLike[str] | None = None) -> O
             expected="a torch.nn.Module, or package.module:function that returns one",
             remedy=f"{opened.name} has weights of its own: leave weights away.",
         )
-    load_weights(opened.module, Path(weights))
-    return Opened(opened.name, "module", _held(opened.module), opened.module, path=Path(weights))
+    found = load_weights(opened.module, Path(weights))
+    held = _held(opened.module)
+    return Opened(
+        opened.name,
+        "module",
+        held,
+        opened.module,
+        path=found.path,
+        note=found.note,
+        left=found.left,
+    )
 
 
 def _open_text(text: str) -> Opened:
     """A file if there is one or the name ends like one, else code."""
     path = Path(text)
+    if split_part(path)[1]:
+        return _of_checkpoint(open_checkpoint(path), path.name)
     if path.exists() or path.suffix.lower() in MODEL_ENDINGS or not is_reference(text):
         if not path.exists() and path.suffix.lower() not in MODEL_ENDINGS:
             raise missing(path, "a file, or code as package.module:function")
@@ -166,7 +182,12 @@ def _open_file(path: Path) -> Opened:
         from normkit.models.opening.onnx_file import read_onnx
 
         return _of_proto(read_onnx(path), path.name, path)
-    return Opened(path.name, "checkpoint", tensors_of(read_checkpoint(path)), path=path)
+    return _of_checkpoint(open_checkpoint(path), path.name)
+
+
+def _of_checkpoint(found: Checkpoint, name: str) -> Opened:
+    tensors = tensors_of(found.state)
+    return Opened(name, "checkpoint", tensors, path=found.path, note=found.note, left=found.left)
 
 
 def _of_program(program: ExportedProgram, name: str, path: Path | None) -> Opened:

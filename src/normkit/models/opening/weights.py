@@ -11,22 +11,26 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from normkit.errors import ModelError
-from normkit.models.opening.checkpoints import read_checkpoint
+from normkit.models.opening.checkpoints import Checkpoint, open_checkpoint
 
 __all__ = ["load_weights"]
 
 Tensor = torch.Tensor
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> Checkpoint:
     """Load a checkpoint into a module, in place; every name and shape must fit.
+
+    Returns:
+        what the file held.
 
     Raises:
         ModelError: they do not; the message counts and names those that differ.
-        FileError: what :func:`read_checkpoint` raises.
+        FileError: what :func:`open_checkpoint` raises.
     """
     own = module.state_dict(keep_vars=True)
-    state = _renamed(read_checkpoint(path), own)
+    checkpoint = open_checkpoint(path)
+    state = _renamed(checkpoint.state, own)
     kept = {
         name: value.detach().clone()
         for name, value in own.items()
@@ -47,6 +51,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
             expected=f"the weights of this {type(module).__name__}",
             remedy=f"PyTorch says: {' '.join(str(error).split())[:400]}",
         ) from error
+    return checkpoint
 
 
 def _renamed(state: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
