@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "listed"]
+__all__ = ["counted", "first_line", "listed"]
 
 
 def counted(number: int, what: str) -> str:
@@ -26,3 +26,12 @@ def listed(names: Sequence[object], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     shown = (str(name) or "the model itself" for name in names[:most])
     return ", ".join(shown) + more
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing.
+
+    >>> first_line(ValueError("no such thing\\nand more")), first_line(KeyError())
+    ('no such thing', 'KeyError')
+    """
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from normkit.errors import DataError, ModelError
 from normkit.torch.comparing import arguments
+from normkit.words import first_line
 
 __all__ = ["Batch", "Forward", "batches_of", "call", "example_batch", "few", "fitting"]
 
@@ -211,7 +212,7 @@ def call(model: nn.Module, batch: Batch, forward: Forward | None = None) -> Any:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = [tuple(v.shape) for v in (*batch.args, *batch.kwargs.values())
                   if isinstance(v, Tensor)]  # fmt: skip
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise DataError(
             "The model does not take this batch",
             received=f"shapes {', '.join(map(str, shapes))}",

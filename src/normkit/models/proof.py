@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from normkit.errors import ModelError
 from normkit.models.batches import Batch, Forward, call, few
 from normkit.torch.comparing import relative_difference
+from normkit.words import first_line
 
 __all__ = ["Difference", "copied", "difference"]
 
@@ -50,7 +51,7 @@ def copied(model: nn.Module) -> Any:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # a process group, a lock, a handle of the user's
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise ModelError(
             "The model cannot be copied",
             received=f"{type(model).__name__}: {said}",
@@ -92,7 +93,7 @@ def difference(
     try:
         found = _outputs(after, batch, forward, dtype if wide else None)
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
+        said = first_line(error)
         raise ModelError(
             "The changed model does not run; nothing was changed",
             received=f"{type(error).__name__}: {said}",

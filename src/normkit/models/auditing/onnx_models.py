@@ -23,6 +23,7 @@ from normkit.models.graphs.graph import Node
 from normkit.models.graphs.reading import Call, Reading
 from normkit.models.measuring.onnx_session import inputs_of, session_of
 from normkit.models.sites import NormSite
+from normkit.words import first_line
 
 __all__ = ["OnnxModel", "OnnxNorm", "runnable"]
 
@@ -152,6 +153,7 @@ class OnnxModel(nn.Module):
 
     def _within_memory(self, batch: Batch) -> int:
         """Samples of which all that is heard may be held at once."""
+        arrays_for(self.inputs, batch.args, batch.kwargs)  # what is wrong is said of the whole
         one = next(cut(batch, 1))
         try:
             heard = self._run(arrays_for(self.inputs, one.args, one.kwargs))
@@ -193,7 +195,7 @@ class OnnxModel(nn.Module):
             except Exception as error:  # onnxruntime's own classes, which have no base
                 raise ModelError(
                     "onnxruntime does not run this model",
-                    received=(str(error).splitlines() or [type(error).__name__])[0],
+                    received=first_line(error),
                     expected="operators and versions that it has",
                     remedy="Update onnxruntime, or audit the file without data.",
                 ) from error

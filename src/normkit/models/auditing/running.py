@@ -8,6 +8,7 @@ from dataclasses import replace
 from normkit.models.auditing.evidence import Evidence
 from normkit.models.auditing.findings import SEVERITIES, Finding, Skipped, needs_in_words
 from normkit.models.auditing.rule import NotEnoughError, Rule
+from normkit.words import first_line
 
 __all__ = ["run_rules"]
 
@@ -28,7 +29,7 @@ def run_rules(
         except NotEnoughError as error:
             skipped.append(Skipped(rule.name, str(error)))
         except Exception as error:  # one rule's mistake is not to hide what the others find
-            said = (str(error).splitlines() or [""])[0].replace("; ", ", ")
+            said = first_line(error).replace("; ", ", ")
             words = (
                 f"a correction of normkit: {rule.name} failed with {type(error).__name__}: {said}"
             )

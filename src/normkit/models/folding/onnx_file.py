@@ -22,6 +22,7 @@ from normkit.models.graphs.onnx_values import tensor_of
 from normkit.models.graphs.reading import StandIns, Stored
 from normkit.models.measuring.onnx_session import session_of
 from normkit.models.racing import race
+from normkit.words import first_line
 
 __all__ = ["fold_onnx"]
 
@@ -146,7 +147,7 @@ def _proved(
     except Exception as error:  # onnxruntime's own classes
         raise ModelError(
             "The folded model does not run",
-            received=_said(error),
+            received=first_line(error),
             expected="a model that onnxruntime runs like the one before",
             remedy="Please report it, with the model if you can.",
         ) from error
@@ -177,12 +178,8 @@ def _first_run(
         try:
             return inputs, run(proto, inputs.arrays, watched)
         except Exception as error:  # onnxruntime's own classes
-            said = _said(error)
+            said = first_line(error)
     raise ValueError(said)
-
-
-def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _dtype(results: Mapping[str, torch.Tensor]) -> str:

@@ -17,6 +17,7 @@ from normkit.models.folding.algebra import Affine, Change, Layer, affine_of, cha
 from normkit.models.folding.ends import Form
 from normkit.models.folding.replacing import set_tensor
 from normkit.models.sites import NormSite
+from normkit.words import first_line
 
 __all__ = ["form_of", "scales_with_weights", "tail_of", "without_affine"]
 
@@ -43,7 +44,7 @@ def form_of(site: NormSite) -> Form | str:
     try:
         trial = copy.deepcopy(site.module).cpu().double()
     except Exception as error:  # whatever a user's layer does
-        return f"it cannot be copied: {_said(error)}"
+        return f"it cannot be copied: {first_line(error)}"
     attempts = _fixed if site.tracks else _gains
     answered, said = False, ""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -54,14 +55,10 @@ def form_of(site: NormSite) -> Form | str:
                     return form
                 answered = True
             except Exception as error:
-                said = said or _said(error)
+                said = said or first_line(error)
     if answered:
         return f"{site.type_name} does not do what a {site.kind} norm does"
     return f"{site.type_name} cannot be tried out: {said}"
-
-
-def _said(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 _Attempts = Iterator[tuple[Form, Callable[[], bool]]]

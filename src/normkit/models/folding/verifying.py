@@ -22,6 +22,7 @@ from normkit.models.batches import few
 from normkit.models.folding.report import Verification
 from normkit.models.racing import race
 from normkit.torch.comparing import arguments, relative_difference
+from normkit.words import first_line
 
 __all__ = ["TOLERANCE", "Example", "examples_for", "time_both", "verify", "worst_difference"]
 
@@ -164,7 +165,7 @@ def _first_run(
             try:
                 return example, _run(_copy(model, dtype), example.to(dtype), watched), dtype
             except Exception as error:  # whatever a user's forward does
-                said = (str(error).splitlines() or [""])[0] or type(error).__name__
+                said = first_line(error)
     raise DataError(
         "The model does not take the example",
         received=said,
@@ -179,7 +180,7 @@ def _changed_run(model: nn.Module, example: Example, watched: Sequence[str]) -> 
     except Exception as error:
         raise ModelError(
             "The folded model does not run; nothing was changed",
-            received=(str(error).splitlines() or [""])[0] or type(error).__name__,
+            received=first_line(error),
             expected="a model that uses its norms by calling them",
             remedy="Its forward looks into a norm that is gone; plan_folds(model) says which.",
         ) from error

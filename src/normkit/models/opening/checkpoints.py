@@ -17,7 +17,7 @@ from normkit.errors import FileError
 from normkit.extras import needed
 from normkit.models.opening.detect import checked_file, content_of, damaged, expect
 from normkit.models.opening.pickled import asked_for, is_saved_by_torch
-from normkit.words import listed
+from normkit.words import first_line, listed
 
 __all__ = ["Checkpoint", "open_checkpoint", "read_weights_only", "split_part", "tensors_of"]
 
@@ -271,4 +271,4 @@ def _said(error: Exception) -> str:
     reason = re.search(r"WeightsUnpickler error: (.*)", str(error))
     if isinstance(error, pickle.UnpicklingError):
         return reason[1].rstrip(".") if reason else "its pickle cannot be read"
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first_line(error).rstrip(".")

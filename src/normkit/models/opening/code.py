@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from normkit.errors import ModelError
+from normkit.words import first_line
 
 __all__ = ["called", "is_reference", "resolve"]
 
@@ -102,7 +103,7 @@ def _needed(function: Callable[..., Any]) -> list[str]:
 
 
 def _failed(reference: str, doing: str, error: Exception) -> ModelError:
-    said = (str(error).splitlines() or [""])[0]
+    said = first_line(error)
     return ModelError(
         f"The code fails when {doing}",
         received=reference,
