@@ -120,7 +120,7 @@ def test_counts_and_scope_and_notes():
         "Audited: 2 norms (2 batch) with 16 channels in all. "
         "640 samples of data went through the model."
     )
-    assert verdict.paragraphs[1] == "a part could not be traced."
+    assert verdict.paragraphs[1] == "A part could not be traced."
 
 
 def test_without_data_the_page_says_so():

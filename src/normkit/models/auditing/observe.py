@@ -24,6 +24,7 @@ from normkit.models.batches import Batch, Forward, batches_of, call
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
 from normkit.models.sites import NormSite
+from normkit.words import counted
 
 __all__ = ["observe", "shapes_of"]
 
@@ -298,19 +299,15 @@ class _Pass:
 
     def _notes(self, seen: Mapping[str, Any]) -> Iterator[str]:
         if self.left_out:
-            yield f"{_batches_in_words(self.left_out)} held NaN or infinity and were left out"
+            yield f"{counted(self.left_out, 'batch')} held NaN or infinity and were left out"
         if self.small > self.batches / 2:
             yield (
-                f"{_batches_in_words(self.small)} had fewer than {SMALLEST} samples: what batch "
+                f"{counted(self.small, 'batch')} had fewer than {SMALLEST} samples: what batch "
                 "statistics do with them was not measured"
             )
         silent = [name for name, each in seen.items() if each is None]
         if silent:
             yield f"not called, or with an input whose channels are unclear: {', '.join(silent)}"
-
-
-def _batches_in_words(count: int) -> str:
-    return f"{count} batch{'' if count == 1 else 'es'}"
 
 
 def _is_movable(site: NormSite) -> bool:

@@ -102,7 +102,10 @@ def _verdict(report: Report) -> Verdict:
         level=_worst(report.findings) or ("good" if report.layers else "info"),
         words=_sentence(report),
         counts=shown if report.layers or report.findings else (),
-        paragraphs=[*_scope(report), *(f"{note.rstrip('.')}." for note in report.notes)],
+        paragraphs=[
+            *_scope(report),
+            *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in report.notes),
+        ],
     )
 
 
