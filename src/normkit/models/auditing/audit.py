@@ -53,6 +53,7 @@ def audit(
 
     Args:
         model: a torch.nn.Module, or whatever :func:`normkit.models.open_model` takes or returns.
+            On data, ONNX models are run by onnxruntime; a checkpoint cannot be.
         data: a tensor, a DataLoader or anything that gives batches (see
             :func:`normkit.models.batches.batches_of`), best like that of use, with a few hundred
             samples or more, with labels where there are such. A dictionary of such goes by

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from normkit.errors import ModelError
 from normkit.extras import needed
 
 __all__ = ["dtype_of", "inputs_of", "session_of"]
@@ -54,9 +55,14 @@ def dtype_of(value: Any) -> np.dtype[Any]:
     """An input's.
 
     Raises:
-        ValueError: it is no tensor.
+        ModelError: it is no tensor.
     """
     kind = value.type.tensor_type.elem_type
     if not kind:
-        raise ValueError(f"its input {value.name} is no tensor")
+        raise ModelError(
+            "The model takes what is no tensor",
+            received=f"its input {value.name}, of {value.type.WhichOneof('value') or 'no type'}",
+            expected="inputs that are tensors",
+            remedy="Use the part of the model that takes tensors.",
+        )
     return np.dtype(needed("onnx").helper.tensor_dtype_to_np_dtype(kind))
