@@ -89,8 +89,8 @@ def recalibrate(
     >>> night = 5 + 2 * torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
     >>> shifts = recalibrate(net, night)
     >>> print(shifts)
-    layer  largest shift of a mean (σ)    KL  elements
-    0                             2.6...  1...       256
+    layer  largest shift of a mean (σ)  largest KL of a channel  elements
+    0                             2.6...                   14...       256
     1 set of statistics from 4 batches in 1 pass
     >>> bool(torch.allclose(net[0].running_var, night.var(0)))
     True
