@@ -41,6 +41,11 @@ def plain():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
 
 
+def lone():
+    """A norm whose sets have one element each once it is an instance norm."""
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).eval()
+
+
 def images():
     return torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

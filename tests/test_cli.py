@@ -312,6 +312,147 @@ def test_fold_pt2_file_to_file(run, tmp_path):
     torch.testing.assert_close(folded.module()(x), cli_zoo.net()(x), rtol=1e-4, atol=1e-5)
 
 
+# --- what is said of the weights that are taken and written ---------------------------------------
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A checkpoint as training loops leave it: weights, their average, an optimizer's state."""
+    path = tmp_path / "full.pt"
+    kept = {"model": cli_zoo.stale().state_dict(), "ema": cli_zoo.net().state_dict()}
+    torch.save({**kept, "epoch": 3, "optimizer": {"state": {}}}, path)
+    return path
+
+
+def test_which_weights_were_taken_is_said(run, training, tmp_path):
+    status, _, err = run("audit", training)
+    assert status == 0
+    assert 'its weights "model" were taken, not ema' in err
+    words = ("audit", "cli_zoo:net", "--data", "cli_zoo:batches", "--weights")
+    assert run(*words, training)[0] == 1
+    assert run(*words, f"{training}:ema")[::2] == (0, "")
+    out = tmp_path / "repaired.pt"
+    words = ("recalibrate", "cli_zoo:net", "--weights", training, "--data", "cli_zoo:batches")
+    _, _, err = run(*words, "-o", out)
+    assert f"weights: {out}; of full.pt not taken over: ema, epoch, optimizer" in err
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "words",
+    [("convert", "cli_zoo:net", "--to", "group", "--groups", "2"),
+     ("convert", "cli_zoo:net", "--to", "group", "--only", "1"),
+     ("insert", "cli_zoo:plain", "--after", "conv", "--drop-bias", "--data", "cli_zoo:batches"),
+     ("fold", "cli_zoo:net")],
+    ids=["convert", "convert only", "insert", "fold"],
+)  # fmt: skip
+def test_the_line_that_loads_the_weights_again(run, tmp_path, words, ending, monkeypatch):
+    out = tmp_path / f"changed{ending}"
+    status, _, err = run(*words, *([out] if words[0] == "fold" else ["-o", out]))
+    assert status == 0, err
+    line = next(line for line in err.splitlines() if line.startswith("load: "))
+    found = {}
+    exec(line.removeprefix("load: "), found)
+    stored = torch.load(out) if ending == ".pt" else safetensors.load_file(out)
+    loaded = found["model"].state_dict()
+    assert set(loaded) == set(stored)
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+
+
+# --- data that are bytes ------------------------------------------------------------------------
+
+
+def test_images_say_how_they_were_scaled_and_can_be_standardized(run, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(rng.integers(0, 256, (10, 12, 3), np.uint8)).save(path)
+    words = ("recalibrate", "cli_zoo:net", "--data", tmp_path / "images", "-o")
+    status, _, err = run(*words, tmp_path / "plain.pt")
+    assert status == 0, err
+    assert "images: 3 images, 2 classes, scaled to [0, 1]; give --mean and --std" in err
+    options = ("--size", 8, "--mean", "0.5,0.4,0.3", "--std", "0.2")
+    status, _, err = run(*words, tmp_path / "standard.pt", *options)
+    assert status == 0, err
+    assert "then standardized" in err
+    assert "give --mean" not in err
+
+    from normkit.models import open_data, recalibrate
+
+    net = cli_zoo.net()
+    recalibrate(net, open_data(tmp_path / "images", size=8, mean=[0.5, 0.4, 0.3], std=0.2))
+    found = torch.load(tmp_path / "standard.pt", weights_only=True)
+    torch.testing.assert_close(found["1.running_mean"], net[1].running_mean)
+    for bad in (("--mean", "a"), ("--mean", "1,2"), ("--std", "0"), ("--size", 0)):
+        status, _, err = run(*words, tmp_path / "bad.pt", *bad)
+        assert status == 2
+        assert one_line(err.split("standardized\n")[-1]), err
+    assert not (tmp_path / "bad.pt").exists()
+
+
+# --- the shell's words --------------------------------------------------------------------------
+
+
+def test_what_a_command_takes_is_looked_at_before_its_output(run, tmp_path, weights):
+    for command in ("recalibrate", "convert", "insert"):
+        more = {"recalibrate": ("--data", "cli_zoo:batches"), "convert": ("--to", "group"),
+                "insert": ("--after", "conv", "--data", "cli_zoo:batches")}[command]  # fmt: skip
+        status, _, err = run(command, weights, *more, "--out", tmp_path / "x.onnx")
+        assert status == 2
+        assert "a file of weights only" in err
+        assert "--weights" in err
+        assert ".onnx" not in run(command, "--help")[1].split("Options")[0].split("Examples")[0]
+
+
+def test_an_audit_speaks_of_options_in_its_page_too(run, weights, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("audit", "cli_zoo:net", "--weights", weights, "--data", "cli_zoo:batches")
+    _, out, _ = run(*words, "--html", page)
+    command = f"normkit recalibrate cli_zoo:net --weights {weights} --data cli_zoo:batches"
+    assert out.rstrip().endswith(f"In the shell: {command} --out FILE")
+    text = page.read_text()
+    assert command in text
+    assert "--train-batch" in text
+    assert "batch_size=" not in text
+
+
+def test_errors_name_options(run, tmp_path):
+    said = run("convert", "cli_zoo:net", "--to", "ghost", "--dry-run")[2]
+    assert "--ghost 32" in said
+    said = run("convert", "cli_zoo:lone", "--to", "instance", "--dry-run")[2]
+    assert "--on-refused skip converts the others" in said
+    assert "--to group or --to layer" in said
+    skipped = ("convert", "cli_zoo:lone", "--to", "instance", "--dry-run", "--on-refused", "skip")
+    assert run(*skipped)[0] == 0
+    said = run("fold", "cli_zoo:net", tmp_path / "x.pt2")[2]
+    assert "Pass --data, an input" in said
+    said = run("audit", "cli_zoo:net", "--data", "cli_zoo:wrong_shape")[2]
+    assert "Given groups=1" in said  # PyTorch's words are left alone
+
+
+@pytest.mark.parametrize("path", ["runs/size=224/best.pt", "size=224.pt", "data=3/x.npz"])
+def test_paths_are_no_options(path):
+    from normkit.cli.shell import in_shell
+
+    assert in_shell(f"received {path}, expected a file") == f"received {path}, expected a file"
+
+
+def test_a_page_needs_a_folder_and_a_name(run, weights, tmp_path):
+    _, _, err = run("audit", weights, "--html", tmp_path / "no" / "page.html")
+    assert one_line(err)
+    assert f"mkdir -p {tmp_path / 'no'}" in err
+    assert not (tmp_path / "no").exists()
+    assert "audit.html" in run("audit", weights, "--html", tmp_path)[2]
+    assert ".html" in run("audit", weights, "--html", tmp_path / "page.pdf")[2]
+    words = ("recalibrate", "cli_zoo:net", "--data", "cli_zoo:batches", "-o")
+    assert "mkdir -p" in run(*words, tmp_path / "no" / "out.pt")[2]
+    assert "weights.safetensors" in run(*words, tmp_path)[2]
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

@@ -48,23 +48,26 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def check_output(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+def check_output(
+    path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False, example: str = "result"
+) -> None:
     """Whether a result may be written to ``path``; asked before the work rather than after it.
 
     Args:
         path: where the result is to go.
         inputs: files that are read; writing over one needs ``overwrite`` too.
         overwrite: the user said so.
+        example: a name for such a file.
 
     Raises:
-        FileError: it is a folder, it exists, or its folder cannot be written to.
+        FileError: it is a folder, it exists, or its folder is missing or cannot be written to.
     """
     if path.is_dir():
         raise FileError(
             "The result needs a file to go to",
             received=f"the folder {path}",
             expected="a file name",
-            remedy=f"For instance {path / 'result'}.",
+            remedy=f"For instance {path / example}.",
         )
     if path.exists() and not overwrite:
         same = any(path.samefile(other) for other in inputs if other.exists())
@@ -75,8 +78,13 @@ def check_output(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = F
             remedy="Choose another name, or say overwrite=True (--overwrite).",
         )
     folder = path.parent
-    while not folder.exists():
-        folder = folder.parent
+    if not folder.exists():
+        raise FileError(
+            "There is no such folder",
+            received=str(path),
+            expected="a folder that exists",
+            remedy=f"Make it first: mkdir -p {folder}.",
+        )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise FileError(
             "The result cannot be written there",

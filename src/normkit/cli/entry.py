@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 
+from normkit.cli.shell import in_shell
 from normkit.errors import is_explained
 from normkit.extras import EXTRAS
 
@@ -72,7 +73,7 @@ def _line(error: Exception) -> str:
             return f"{name} is not installed; pip install 'normkit[{EXTRAS[name]}]'"
     words = " ".join(str(error).split())
     if is_explained(error):
-        return words
+        return in_shell(words)
     kind = type(error).__name__
     return f"{kind}: {words or 'without a word'} (--debug shows where)"
 

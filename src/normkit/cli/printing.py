@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from normkit.cli.shell import in_shell
+
 __all__ = ["note", "print_json", "print_table", "reporter"]
 
 
@@ -57,4 +59,4 @@ def reporter(as_json: bool) -> Callable[[str], Any]:
 
 
 def _line(words: str) -> None:
-    sys.stdout.write(words + "\n")
+    sys.stdout.write(in_shell(words) + "\n")

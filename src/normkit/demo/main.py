@@ -121,6 +121,8 @@ def _demo(options: argparse.Namespace) -> int:
     from normkit.writing import check_output
 
     out, init, seed = options.out, options.init, options.seed
+    if out == DEFAULT_OUT:  # a folder that the user names is there, or a mistake
+        out.parent.mkdir(exist_ok=True)
     # found out before the work rather than after
     check_output(out, overwrite=options.overwrite or out == DEFAULT_OUT)
     # Imported late: --help and wrong arguments are answered at once.

@@ -28,14 +28,14 @@ def check_weights_output(
         FileError: see :func:`normkit.writing.check_output`; or the ending says no format.
         ModuleNotFoundError: the format's library is missing.
     """
-    if path.suffix not in ENDINGS:
+    if path.suffix not in ENDINGS and not path.is_dir():
         raise FileError(
             "No such format for weights",
             received=str(path),
             expected=f"a name that ends in {', '.join(ENDINGS)}",
             remedy=f"For instance {path.with_suffix('.safetensors')}.",
         )
-    check_output(path, inputs, overwrite=overwrite)
+    check_output(path, inputs, overwrite=overwrite, example="weights.safetensors")
     if path.suffix == ".safetensors":
         needed("safetensors")
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import enum
+import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from normkit.cli import options
 from normkit.cli.printing import note, print_json
+from normkit.cli.shell import in_shell
+
+if TYPE_CHECKING:
+    from normkit.models.auditing import Report
+    from normkit.models.opening import Opened
 
 TRAINING = "How the model is trained"
 NAME = "audit"
@@ -33,6 +40,9 @@ def command(
     weights: options.Weights = None,
     data: options.Data = None,
     batch_size: options.BatchSize = 64,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page with pictures of every layer.", metavar="FILE")
     ] = None,
@@ -80,15 +90,13 @@ def command(
 ) -> None:
     """Look for faults of normalization; exit status 0: clean, 1: findings, 2: could not run."""
     from normkit.models.auditing import audit
-    from normkit.models.opening import open_model
-    from normkit.writing import check_output
 
     if html is not None:
-        check_output(html, overwrite=overwrite)
-    opened = open_model(model, weights=weights)
+        _check_page(html, overwrite)
+    opened = options.opened_model(model, weights)
     report = audit(
         opened,
-        options.opened_data(data, batch_size),
+        options.opened_data(data, batch_size, size, mean, std),
         ignore=tuple(ignore or ()),
         batch_size=train_batch,
         dataset_size=train_size,
@@ -98,26 +106,58 @@ def command(
         accumulate=accumulate,
         averaged=averaged,
     )
+    report = _in_shell(report)
+    command = _repair(report, opened, model, weights, data)
     if html is not None:
-        report.save(html, overwrite=overwrite)
+        shown = f"in the shell: {command}" if command else ""
+        noted = replace(report, notes=[*report.notes, *filter(None, (opened.note, shown))])
+        noted.save(html, overwrite=overwrite)
         note(f"page: {html}")
     if as_json:
         print_json(report.to_dict())
     else:
-        typer.echo(_in_options(report.table(verbose=verbose)))
+        typer.echo(report.table(verbose=verbose))
+        if command:
+            typer.echo(f"\nIn the shell: {command}")
     raise typer.Exit(report.exit_status(fail_on.value))
 
 
-def _in_options(words: str) -> str:
+def _check_page(html: Path, overwrite: bool) -> None:
+    from normkit.writing import check_output
+
+    check_output(html, overwrite=overwrite, example="audit.html")
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"--html writes a page: a name that ends in .html, not {html}")
+
+
+def _in_shell(report: Report) -> Report:
     """A report that speaks of Python's arguments, in those of the command."""
-    for argument, option in _OPTIONS.items():
-        words = words.replace(f"{argument}=", option)
-    return words
+    findings = [
+        replace(f, measured=in_shell(f.measured), why=in_shell(f.why), repair=in_shell(f.repair))
+        for f in report.findings
+    ]
+    skipped = [replace(each, needs=in_shell(each.needs)) for each in report.skipped]
+    notes = [in_shell(each) for each in report.notes]
+    return replace(report, findings=findings, skipped=skipped, notes=notes)
 
 
-_OPTIONS = {
-    "data": "--data", "weights": "--weights", "batch_size": "--train-batch",
-    "dataset_size": "--train-size", "drop_last": "--drop-last", "world_size": "--ranks",
-    "broadcast_buffers": "--broadcast-buffers", "accumulate": "--accumulate",
-    "averaged": "--averaged", "optimizer": "an optimizer (from Python only)",
-}  # fmt: skip
+def _repair(
+    report: Report, opened: Opened, model: str, weights: Path | None, data: str | None
+) -> str:
+    """The command that does what the first repair does that has one; "" without."""
+    if opened.format == "checkpoint":
+        model, weights = "PACKAGE.MODULE:FUNCTION", Path(model)
+    loaded = "" if weights is None else f" --weights {shlex.quote(str(weights))}"
+    source = f"{shlex.quote(model)}{loaded}"
+    read = "DATA" if data is None else shlex.quote(data)
+    code = opened.format in ("module", "checkpoint")
+    commands = {
+        "normkit.models.recalibrate(": f"normkit recalibrate {source} --data {read} --out FILE",
+        "normkit.models.fold(": f"normkit fold {source} FILE",
+        "normkit.models.convert(": f"normkit convert {source} --to KIND --out FILE",
+    }
+    for finding in report.findings:
+        for call, command in commands.items():
+            if call in finding.repair and (code or "fold(" in call):
+                return command
+    return ""

@@ -29,8 +29,12 @@ def command(
     shape: Annotated[
         str | None, typer.Option(help="The model's input, such as 8,3,224,224.")
     ] = None,
+    weights: options.Weights = None,
     data: options.Data = None,
     batch_size: options.BatchSize = 8,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="For each row.")] = 1.0,
     as_json: options.Json = False,
     debug: options.Debug = False,  # noqa: ARG001
@@ -41,10 +45,10 @@ def command(
     if model is None:
         timings: Iterable[Timing] = time_layers(seconds)
     else:
-        from normkit.models.opening import open_model
-
-        example = _example(shape, data, batch_size)
-        timings = time_model(options.module_of(open_model(model)), example, seconds)
+        options.check_code(model)
+        example = _example(shape, options.opened_data(data, batch_size, size, mean, std))
+        module = options.module_of(options.opened_model(model, weights))
+        timings = time_model(module, example, seconds)
     found = list(timings)
     if as_json:
         print_json([{"what": t.what, "milliseconds": dict(t.milliseconds)} for t in found])
@@ -72,12 +76,9 @@ def _cell(timing: Any, way: str) -> str:
     return shown if way == first else f"{shown} ({timing.ratio(way):.2f})"
 
 
-def _example(shape: str | None, data: str | None, batch_size: int) -> Any:
+def _example(shape: str | None, data: Any) -> Any:
     if data is not None:
-        from normkit.models.batches import batches_of
-
-        batch = next(iter(batches_of(options.opened_data(data, batch_size))))
-        return batch.kwargs or batch.args
+        return options.first_batch(data)
     if shape is None:
         raise typer.BadParameter("a model needs --shape or --data")
     import torch

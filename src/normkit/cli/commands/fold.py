@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ EPILOG = options.examples(
 
 
 def command(
-    model: options.Model,
+    model: options.Graph,
     out: Annotated[
         Path,
         typer.Argument(
@@ -34,32 +34,33 @@ def command(
     weights: options.Weights = None,
     data: options.Data = None,
     batch_size: options.BatchSize = 2,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="Relative difference allowed of the outputs.")
+    ] = None,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Fold norms into the layers beside them, check the result, and write it."""
     from normkit.models.folding.files import fold_file
+    from normkit.models.saving import ENDINGS
 
-    example = _first(options.opened_data(data, batch_size))
+    example = options.first_batch(options.opened_data(data, batch_size, size, mean, std))
     report = fold_file(
         model,
         out,
         weights=weights,
         example=example,
+        tolerance=tolerance,
         overwrite=overwrite,
         report=None if as_json else reporter(False),
     )
     if as_json:
         print_json(report.to_dict())
     note(f"folded model: {out}")
-
-
-def _first(data: Any) -> Any:
-    """The first batch's arguments, as an example."""
-    if data is None:
-        return None
-    from normkit.models.batches import batches_of
-
-    batch = next(iter(batches_of(data)))
-    return batch.kwargs or batch.args
+    if out.suffix in ENDINGS:
+        call = "models.fold({model}.eval(), report=None)"
+        options.note_loading(out, call, model, weights)

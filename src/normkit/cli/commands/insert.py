@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import note, print_json, reporter
+from normkit.cli.printing import print_json, reporter
 
 NAME = "insert"
 NEEDS_ARGUMENTS = True
@@ -25,7 +25,7 @@ EPILOG = options.examples(
 
 
 def command(
-    model: options.Model,
+    model: options.Code,
     after: Annotated[
         list[str],
         typer.Option(help="Layers: names, patterns, 'conv' or 'linear'; repeatable."),
@@ -40,28 +40,36 @@ def command(
         bool, typer.Option("--drop-bias", help="Drop the biases that become redundant.")
     ] = False,
     batch_size: options.BatchSize = 64,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Add batch norm behind layers without changing what the network computes."""
     from normkit.models.inserting import insert
-    from normkit.models.opening import open_model
     from normkit.models.saving import check_weights_output, save_weights
 
+    options.check_code(model)
     inputs = options.inputs(model, weights)
     check_weights_output(out, inputs, overwrite=overwrite)
-    module = options.module_of(open_model(model, weights=weights))
+    opened = options.opened_model(model, weights)
+    module = options.module_of(opened)
     lines: list[str] = []
     say = lines.append if as_json else reporter(False)
     changed = insert(
         module,
         after=after,
-        data=options.opened_data(data, batch_size),
+        data=options.opened_data(data, batch_size, size, mean, std),
         drop_bias=drop_bias,
         report=say,
     )
     save_weights(changed, out, inputs, overwrite=overwrite)
     if as_json:
         print_json({"out": str(out), "report": lines})
-    note(f"weights: {out}")
+    options.note_weights(out, opened)
+    batches = ", ".join([repr(data), *([f"size={size}"] if size is not None else [])])
+    bare = ", drop_bias=True" if drop_bias else ""
+    call = f"models.insert({{model}}, {after!r}, models.open_data({batches}){bare})"
+    options.note_loading(out, call, model)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import note, print_json
+from normkit.cli.printing import print_json
 
 NAME = "recalibrate"
 NEEDS_ARGUMENTS = True
@@ -33,7 +33,7 @@ class Method(enum.StrEnum):
 
 
 def command(
-    model: options.Model,
+    model: options.Code,
     data: options.NeededData,
     out: Annotated[
         Path,
@@ -49,24 +49,27 @@ def command(
         typer.Option("--layerwise", help="Layer after layer, each behind corrected ones: slower."),
     ] = False,
     batch_size: options.BatchSize = 64,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     as_json: options.Json = False,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Take the running statistics anew from data; nothing is written if that fails."""
-    from normkit.models.opening import open_model
     from normkit.models.recalibration import recalibrate
     from normkit.models.saving import check_weights_output, save_weights
 
+    options.check_code(model)
     inputs = options.inputs(model, weights)
     check_weights_output(out, inputs, overwrite=overwrite)
-    module = options.module_of(open_model(model, weights=weights))
-    shifts = recalibrate(
-        module, options.opened_data(data, batch_size), method.value, layerwise=layerwise
-    )
+    opened = options.opened_model(model, weights)
+    module = options.module_of(opened)
+    batches = options.opened_data(data, batch_size, size, mean, std)
+    shifts = recalibrate(module, batches, method.value, layerwise=layerwise)
     save_weights(module, out, inputs, overwrite=overwrite)
     if as_json:
         print_json([asdict(shift) for shift in shifts])
     else:
         typer.echo(str(shifts))
-    note(f"weights: {out}")
+    options.note_weights(out, opened)

@@ -17,6 +17,7 @@ from normkit.models.folding.module import fold_with_report
 from normkit.models.folding.report import FoldReport
 from normkit.models.folding.verifying import Example
 from normkit.models.opening import Opened, open_model
+from normkit.models.opening.checkpoints import split_part
 from normkit.models.saving import ENDINGS, save_weights
 from normkit.writing import check_output, replacing
 
@@ -36,6 +37,7 @@ def fold_file(
     *,
     weights: str | Path | None = None,
     example: Any = None,
+    tolerance: float | None = None,
     overwrite: bool = False,
     report: Callable[[str], Any] | None = print,
 ) -> FoldReport:
@@ -48,6 +50,7 @@ def fold_file(
             (``.safetensors``, ``.pt``).
         weights: a checkpoint for the model that code makes.
         example: an input; by default one is made up.
+        tolerance: relative difference allowed; see :func:`normkit.models.fold`.
         overwrite: replace ``out`` if it exists.
         report: takes the lines that say what was done.
 
@@ -58,11 +61,12 @@ def fold_file(
     """
     out = Path(out)
     inputs = [Path(each) for each in (model, weights) if isinstance(each, (str, Path))]
-    check_output(out, inputs, overwrite=overwrite)
+    inputs = [split_part(path)[0] for path in inputs]
     opened = open_model(model, weights=weights)
     _check_ending(opened, out)
+    check_output(out, inputs, overwrite=overwrite)
     _check_example(opened, out, example)
-    folded, found = _fold(opened, model, example)
+    folded, found = _fold(opened, model, example, tolerance)
     if report is not None:
         for line in found.lines():
             report(line)
@@ -71,7 +75,7 @@ def fold_file(
             "Nothing was written: the folded model could not be compared",
             received=f"{opened.name}: {found.verification.why_not}",
             expected="an input on which both can be run",
-            remedy="Pass example= (--data: its first batch).",
+            remedy="Pass example=, an input of the model.",
         )
     _write(folded, out, example)
     return found
@@ -95,17 +99,20 @@ def _check_ending(opened: Opened, out: Path) -> None:
         )
 
 
-def _fold(opened: Opened, model: Any, example: Any) -> tuple[Any, FoldReport]:
+def _fold(
+    opened: Opened, model: Any, example: Any, tolerance: float | None
+) -> tuple[Any, FoldReport]:
     if opened.module is not None:
         made_here = opened.module is not model
-        return fold_with_report(opened.module.eval() if made_here else opened.module, example)
+        module = opened.module.eval() if made_here else opened.module
+        return fold_with_report(module, example, tolerance=tolerance)
     if opened.program is not None:
         from normkit.models.folding.program import fold_program
 
-        return fold_program(opened.program, example)
+        return fold_program(opened.program, example, tolerance=tolerance)
     from normkit.models.folding.onnx_file import fold_onnx
 
-    return fold_onnx(opened.proto, example)
+    return fold_onnx(opened.proto, example, tolerance=tolerance)
 
 
 def _write(folded: Any, out: Path, example: Any) -> None:
@@ -143,7 +150,7 @@ def _check_example(opened: Opened, out: Path, example: Any) -> None:
                 "A model is exported by running it",
                 received="no example",
                 expected="an input of the model",
-                remedy="Pass example= (--data: its first batch), or write weights: .safetensors.",
+                remedy="Pass example=, an input of the model, or write weights: .safetensors.",
             )
         if out.suffix == ".onnx":
             needed("onnxscript")
