@@ -301,6 +301,38 @@ def test_fold_code_to_a_file(run, tmp_path, ending):
         assert not any("running" in name for name in safetensors.load_file(out))
 
 
+def test_fold_code_to_onnx(run, tmp_path, recwarn):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    out = tmp_path / "folded.onnx"
+    status, _, err = run("fold", "cli_zoo:net", out, "--data", "cli_zoo:batches")
+    assert (status, err) == (0, f"folded model: {out}\n")
+    assert not recwarn.list
+    graph = onnx.load(out).graph
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    x = cli_zoo.images()[:5]
+    found = ort.InferenceSession(str(out)).run(None, {graph.input[0].name: x.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), cli_zoo.net()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_fold_counts_alike_in_all_formats(run, tmp_path):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    export_with_norms(tmp_path / "net.onnx")
+    x = cli_zoo.images()[:4]
+    torch.export.save(torch.export.export(cli_zoo.net(), (x,)), tmp_path / "net.pt2")
+    saved = set()
+    for model, out in (("cli_zoo:net", "a.pt"), (tmp_path / "net.onnx", "a.onnx"),
+                       (tmp_path / "net.pt2", "a.pt2")):  # fmt: skip
+        status, shown, err = run("fold", model, tmp_path / out, "--json")
+        assert status == 0, err
+        report = json.loads(shown)
+        saved.add(report["parameters_before"] - report["parameters_after"])
+    assert saved == {2 * 2 * 8 - 2 * 8}  # gamma and beta of two norms, without two new biases
+
+
 def test_fold_pt2_file_to_file(run, tmp_path):
     source, out = tmp_path / "net.pt2", tmp_path / "folded.pt2"
     x = cli_zoo.images()[:4]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +124,13 @@ def _write(folded: Any, out: Path, example: Any) -> None:
             save_weights(folded, out, overwrite=True)
             return
         folded = _exported(folded, Example.of(example))
-    with replacing(out) as temporary:
+    with replacing(out) as temporary, _quiet():
         if out.suffix == ".pt2":
             torch.export.save(folded, temporary)
         elif isinstance(folded, ExportedProgram):
             exported: Any = torch.onnx.export(folded, dynamo=True, verbose=False)
             exported.save(str(temporary))
+            _name_batches(temporary)
         else:
             needed("onnx").save(folded, str(temporary))
 
@@ -140,7 +144,35 @@ def _exported(model: nn.Module, example: Example) -> ExportedProgram:
 
     args, kwargs = pytree.tree_map(first, (example.args, example.kwargs))
     shapes = kwargs if kwargs else args  # an example is one or the other
-    return torch.export.export(model, example.args, example.kwargs or None, dynamic_shapes=shapes)
+    with _quiet():
+        return torch.export.export(
+            model, example.args, example.kwargs or None, dynamic_shapes=shapes
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what libraries warn of in their own code while they export."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _name_batches(path: Path) -> None:
+    """Call the size that may vary "batch" instead of a symbol of the exporter's."""
+    onnx = needed("onnx")
+    proto = onnx.load(str(path), load_external_data=False)
+    graph = proto.graph
+    first = [i.type.tensor_type.shape.dim[:1] for i in graph.input]
+    symbols = {size.dim_param for sizes in first for size in sizes if size.dim_param}
+    if len(symbols) != 1:
+        return
+    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = symbol.sub("batch", size.dim_param)
+    onnx.save(proto, str(path))
 
 
 def _check_example(opened: Opened, out: Path, example: Any) -> None:

@@ -58,7 +58,6 @@ def fold(
     >>> folded = fold(net)
     fold: 1 of 1 norm folded into 1 layer; 8 parameters fewer (6.7%)
     fold: verified on random input of shape (2, 3, 32, 32): outputs differ by at most ...
-    fold: ... times as fast on it: ... ms before, ... ms after
     >>> folded[1]
     Identity()
     """
@@ -145,8 +144,7 @@ def _prepare(model: Any, example: Any, tolerance: float | None, measure: bool) -
     ready = _ready(model, spare, planned, checked)
     if not measure or used is None or checked.why_not:
         return ready
-    before, after = time_both(model, ready.folded, given or used)
-    checked = replace(checked, seconds_before=before, seconds_after=after)
+    checked = checked.timed(*time_both(model, ready.folded, given or used))
     return replace(ready, report=replace(ready.report, verification=checked))
 
 

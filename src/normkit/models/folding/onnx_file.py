@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from normkit.models.graphs.onnx_model import read_onnx_graph
 from normkit.models.graphs.onnx_values import tensor_of
 from normkit.models.graphs.reading import StandIns, Stored
 from normkit.models.measuring.onnx_session import session_of
-from normkit.models.racing import race
+from normkit.models.racing import duel
 from normkit.words import first_line
 
 __all__ = ["fold_onnx"]
@@ -71,7 +70,8 @@ def fold_onnx(
         )
     layers = _layers(proto)
     planned = layers.plan()
-    before = _parameters(proto)
+    statistics = _statistics(layers)
+    before = _parameters(proto, statistics)
     if not planned.folds:
         nothing = Verification(why_not="nothing was folded")
         return proto, report_of(planned, (before, before), nothing)
@@ -79,14 +79,22 @@ def fold_onnx(
     _check(proto, folded)
     used, checked = _proved(proto, folded, same, example, tolerance)
     if measure and used is not None:
-        seconds = _timed(proto, folded, used)
-        checked = replace(checked, seconds_before=seconds[0], seconds_after=seconds[1])
-    return folded, report_of(planned, (before, _parameters(folded)), checked)
+        checked = checked.timed(*_timed(proto, folded, used))
+    return folded, report_of(planned, (before, _parameters(folded, statistics)), checked)
 
 
-def _parameters(proto: Any) -> int:
+def _statistics(layers: StoredLayers) -> set[str]:
+    """Names of what torch.nn keeps as buffers."""
+    roles = ("running_mean", "running_var")
+    calls = layers.reading.calls.values()
+    return {call.stored[role].name for call in calls for role in roles if role in call.stored}
+
+
+def _parameters(proto: Any, statistics: set[str]) -> int:
+    """How many numbers, counted as in the module from which the file comes."""
     floating = (1, 10, 11, 16)  # float, float16, double, bfloat16
-    tensors = [t for t in proto.graph.initializer if t.data_type in floating]
+    weights = (t for t in proto.graph.initializer if t.name not in statistics)
+    tensors = [t for t in weights if t.data_type in floating]
     return sum(int(np.prod(t.dims)) for t in tensors)
 
 
@@ -204,12 +212,6 @@ def _allowed(proto: Any, used: Inputs, want: Mapping[str, torch.Tensor], dtype: 
     return float(np.clip(_NOISE * worst, _LEAST, _MOST * scale))
 
 
-def _timed(before: Any, after: Any, used: Inputs) -> tuple[float, float]:
+def _timed(before: Any, after: Any, used: Inputs) -> tuple[float, float, bool]:
     with session_of(before, optimized=True) as old, session_of(after, optimized=True) as new:
-        taken = race(
-            {
-                "before": lambda: old.run(None, used.arrays),
-                "after": lambda: new.run(None, used.arrays),
-            }
-        )
-    return taken["before"] / 1e3, taken["after"] / 1e3
+        return duel(lambda: old.run(None, used.arrays), lambda: new.run(None, used.arrays))

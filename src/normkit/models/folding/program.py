@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,8 +76,7 @@ def fold_program(
         folded, _ = edited(program, layers, planned)
         used, checked = _proved(program, layers, planned, example, tolerance)
         if measure and used is not None:
-            seconds = time_both(program.module(), folded.module(), used)
-            checked = replace(checked, seconds_before=seconds[0], seconds_after=seconds[1])
+            checked = checked.timed(*time_both(program.module(), folded.module(), used))
     return folded, report_of(planned, (before, _parameters(folded)), checked)
 
 

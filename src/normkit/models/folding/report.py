@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from normkit.models.folding.planning import Plan
@@ -46,7 +46,8 @@ class Verification:
         dtype: ``"float64"`` wherever the model runs in it.
         own_difference, own_dtype: the same for the model as it is handed out.
         input: what they were given, in words.
-        seconds_before, seconds_after: medians of a forward; None where not measured.
+        seconds_before, seconds_after: of a forward, undisturbed; None where not measured.
+        seconds_differ: whether by more than chance.
         why_not: why nothing was compared; "" where it was.
     """
 
@@ -57,7 +58,12 @@ class Verification:
     input: str = ""
     seconds_before: float | None = None
     seconds_after: float | None = None
+    seconds_differ: bool = False
     why_not: str = ""
+
+    def timed(self, before: float, after: float, differ: bool) -> Verification:
+        """With what a forward of each takes."""
+        return replace(self, seconds_before=before, seconds_after=after, seconds_differ=differ)
 
     @property
     def speedup(self) -> float | None:
@@ -141,7 +147,7 @@ class FoldReport:
             f"{found.difference:.1e} of the largest in {found.dtype}{own}"
         )
         lines = [verified]
-        if found.speedup is not None:
+        if found.speedup is not None and found.seconds_differ:
             assert found.seconds_before is not None
             assert found.seconds_after is not None
             lines.append(

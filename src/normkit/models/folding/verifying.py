@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from normkit.errors import DataError, ModelError
 from normkit.models.batches import few
 from normkit.models.folding.report import Verification
-from normkit.models.racing import race
+from normkit.models.racing import duel
 from normkit.torch.comparing import arguments, relative_difference
 from normkit.words import first_line
 
@@ -119,8 +119,8 @@ def verify(
 
 def time_both(
     before: nn.Module, after: nn.Module, example: Example, seconds: float = 1.0
-) -> tuple[float, float]:
-    """Median seconds of a forward of each, both on copies."""
+) -> tuple[float, float, bool]:
+    """Seconds of a forward of each, both on copies, and whether they differ: see :func:`duel`."""
 
     def step(model: nn.Module) -> Callable[[], None]:
         model = copy.deepcopy(model)
@@ -135,8 +135,7 @@ def time_both(
         return run
 
     with _own_random():
-        taken = race({"before": step(before), "after": step(after)}, seconds)
-    return taken["before"] / 1e3, taken["after"] / 1e3
+        return duel(step(before), step(after), seconds)
 
 
 def _own_dtype(model: nn.Module) -> torch.dtype:
