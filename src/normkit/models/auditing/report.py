@@ -120,7 +120,7 @@ def _lines(report: Report, verbose: bool) -> Iterator[str]:
     if report.notes:
         yield ""
         for note in report.notes:
-            yield textwrap.fill(f"Note: {note}.", 100, subsequent_indent="      ")
+            yield _fill(f"Note: {note}.", 100, subsequent_indent="      ")
     if report.skipped:
         yield ""
         yield from (_every_skipped if verbose else _needs)(report.skipped)
@@ -130,7 +130,7 @@ def _needs(skipped: Sequence[Skipped]) -> Iterator[str]:
     """What there is to give, in a sentence."""
     start = f"{counted(len(skipped), 'rule')} could not look: "
     start += "it needs " if len(skipped) == 1 else "they need "
-    yield textwrap.fill(f"{start}{all_needs(skipped)}.", 100, subsequent_indent="  ")
+    yield _fill(f"{start}{all_needs(skipped)}.", 100, subsequent_indent="  ")
 
 
 def _every_skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
@@ -141,7 +141,7 @@ def _every_skipped(skipped: Sequence[Skipped]) -> Iterator[str]:
         by_need.setdefault(each.needs, []).append(each.rule)
     for needs, rules in by_need.items():
         words = f"{', '.join(rules)}: {'needs' if len(rules) == 1 else 'need'} {needs}"
-        yield textwrap.fill(words, 100, initial_indent="  ", subsequent_indent="    ")
+        yield _fill(words, 100, initial_indent="  ", subsequent_indent="    ")
 
 
 def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -164,6 +164,14 @@ def _group(findings: Sequence[Finding]) -> Iterator[str]:
         ("repair", repair + "."),
     ):  # fmt: skip
         if words:
-            yield textwrap.fill(
-                words, 100, initial_indent=f"  {label:7}", subsequent_indent=" " * 9
+            yield _fill(
+                words,
+                100,
+                initial_indent=f"  {label:7}",
+                subsequent_indent=" " * 9,
             )
+
+
+def _fill(words: str, width: int, **indents: str) -> str:
+    """Lines of this width; options and names of rules, which have hyphens, stay whole."""
+    return textwrap.fill(words, width, break_on_hyphens=False, **indents)
