@@ -172,6 +172,12 @@ def _group(findings: Sequence[Finding]) -> Iterator[str]:
             )
 
 
-def _fill(words: str, width: int, **indents: str) -> str:
+def _fill(words: str, width: int, *, initial_indent: str = "", subsequent_indent: str = "") -> str:
     """Lines of this width; options and names of rules, which have hyphens, stay whole."""
-    return textwrap.fill(words, width, break_on_hyphens=False, **indents)
+    return textwrap.fill(
+        words,
+        width,
+        initial_indent=initial_indent,
+        subsequent_indent=subsequent_indent,
+        break_on_hyphens=False,
+    )
