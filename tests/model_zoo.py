@@ -6,6 +6,7 @@ in copies.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -283,10 +284,21 @@ def fresh(name):
 # --- training -------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Sums in one order: the same seed gives the same network, with the same units alive."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit(model, epochs=5, rate=1e-2, *, size=BATCH, augment=None, schedule=True, seed=0, order=None):
     """Train in place on the digits; ``augment(images)``; ``order(labels)`` arranges an epoch."""
     x, y = digits()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), one_thread():
         torch.manual_seed(seed)
         optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2)
         steps = epochs * math.ceil(len(y) / size)

@@ -351,7 +351,8 @@ def test_an_interrupted_write_leaves_what_was(tmp_path, error):
 def test_outputs_are_asked_for_before_the_work(tmp_path):
     path = tmp_path / "a.txt"
     check_output(path)
-    check_output(tmp_path / "new" / "folder" / "a.txt")
+    with pytest.raises(FileError, match="no such folder"):
+        check_output(tmp_path / "new" / "a.txt")
     path.write_text("x")
     with pytest.raises(FileError, match="overwrite"):
         check_output(path)
