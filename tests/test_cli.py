@@ -201,6 +201,17 @@ def test_recalibrate_repairs(run, weights, tmp_path):
     assert run("audit", "cli_zoo:net", "--weights", out, "--data", "cli_zoo:batches")[0] == 0
 
 
+def test_recalibrate_as_json(run, weights, tmp_path):
+    words = ("recalibrate", "cli_zoo:net", "--weights", weights, "--data", "cli_zoo:batches")
+    status, shown, err = run(*words, "-o", tmp_path / "repaired.pt", "--json")
+    assert status == 0, err
+    found = json.loads(shown)
+    assert [layer["name"] for layer in found["layers"]] == ["1", "4"]
+    assert found["passes"] == 1
+    assert found["skipped"] == 0
+    assert found["left"] == {}
+
+
 @pytest.mark.parametrize("target", ["group", "layer", "instance", "normkit", "frozen"])
 def test_convert_writes_weights(run, tmp_path, target):
     out = tmp_path / "converted.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import signal
@@ -28,28 +29,48 @@ COMMAND = [sys.executable, "-m", "normkit.demo", "--quick", "--seed", "7"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[tuple[str, str, Path]]:
-    """Two runs of one command: standard output, standard error, page."""
+    """Two runs, as text and as JSON: standard output, standard error, page."""
     found = []
-    for name in ("first", "second"):
-        out = tmp_path_factory.mktemp("demo") / f"{name}.html"
+    for options in ([], ["--json"]):
+        out = tmp_path_factory.mktemp("demo") / "demo.html"
         done = subprocess.run(
-            [*COMMAND, "--out", out], capture_output=True, text=True, timeout=300, check=False
+            [*COMMAND, "--out", out, *options],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         found.append((done.stdout, done.stderr, out))
     return found
 
 
-def without_seconds(stdout: str) -> list[str]:
-    """The lines of the run, less the last column of the table and the path."""
-    lines = stdout.splitlines()
-    assert lines[-1].startswith("The page: ")
-    end = lines.index("")
-    return [line.rpartition(" ")[0].rstrip() for line in lines[:end]] + lines[end:-1]
-
-
-def test_two_runs_print_the_same_figures(runs):
-    assert without_seconds(runs[0][0]) == without_seconds(runs[1][0])
+def test_two_runs_say_the_same_as_text_and_as_json(runs):
+    lines, values = runs[0][0].splitlines(), json.loads(runs[1][0])
+    rows = [re.split(r"  +", line)[:-1] for line in lines[2:10]]  # the last column is seconds
+    assert rows == [
+        [
+            one["network"],
+            one["norm"],
+            f"{one['rate']:g}",
+            ", ".join("never" if step is None else str(step) for step in one["steps_to_goal"]),
+            f"{one['train_accuracy'][0]:.1%}",
+            f"{one['test_accuracy'][0]:.1%}",
+        ]
+        for one in values["training"]
+    ]
+    assert lines[11 : 11 + len(values["findings"])] == values["findings"]
+    trip = values["journey"]
+    rights = [f"{one['right'] / trip['images']:.1%}" for one in trip["stations"]]
+    assert re.findall(r"([0-9.]+%) right", runs[0][0]) == rights
+    assert [len(one["findings"] or ()) > 0 for one in trip["stations"]] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert all(trip["checks"].values())
+    assert values["page"] == str(runs[1][2].resolve())
 
 
 def test_two_runs_draw_the_same_curves(runs):

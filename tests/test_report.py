@@ -36,12 +36,12 @@ from normkit.report import (
     Text,
     Verdict,
     page,
-    save,
 )
 from normkit.report.diagram import pieces
 from normkit.report.layered import columns, parts, regions, segments
 from normkit.report.plots import drawn
 from normkit.report.scales import scale
+from normkit.writing import write_whole
 
 HOSTILE = "</script><script>alert('x')</script> & \"quotes\""
 
@@ -186,10 +186,10 @@ def test_sections_say_what_is_wrong_with_them():
         Line("L", [], [], colour=9)
 
 
-def test_save_makes_folders_and_replaces(tmp_path):
+def test_a_file_written_whole_makes_folders_and_replaces(tmp_path):
     path = tmp_path / "a" / "b" / "page.html"
-    save(path, "old")
-    save(path, "new é")
+    write_whole(path, "old")
+    write_whole(path, "new é")
     assert path.read_text(encoding="utf-8") == "new é"
     assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
     umask = os.umask(0)
@@ -197,16 +197,16 @@ def test_save_makes_folders_and_replaces(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_save_interrupted_keeps_what_was_there(tmp_path, monkeypatch):
+def test_writing_interrupted_keeps_what_was_there(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
-    save(path, "old")
+    write_whole(path, "old")
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        save(path, "new")
+        write_whole(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
 
@@ -552,7 +552,7 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sheet(tmp_path_factory):
     path = tmp_path_factory.mktemp("pages") / "whole.html"
-    save(path, whole())
+    write_whole(path, whole())
     return path
 
 

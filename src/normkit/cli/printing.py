@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from normkit.cli.shell import in_shell
+from normkit.plain import plain
 
-__all__ = ["note", "print_json", "print_table", "reporter"]
+__all__ = ["note", "print_json", "print_line", "print_table"]
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output; NaN and infinity become null, which JSON has."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output: as wide as the terminal, or as the longest line in a pipe."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -37,7 +27,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
     # A pipe has no width: nothing is folded there, so that grep and awk see whole rows.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
@@ -53,10 +43,6 @@ def note(words: str) -> None:
     sys.stderr.write(words + "\n")
 
 
-def reporter(as_json: bool) -> Callable[[str], Any]:
-    """Where a tool's own lines go."""
-    return note if as_json else _line
-
-
-def _line(words: str) -> None:
+def print_line(words: str) -> None:
+    """A tool's own line, on standard output."""
     sys.stdout.write(in_shell(words) + "\n")

@@ -6,6 +6,7 @@ from normkit.demo.journey import FAULT, Journey, Station
 from normkit.demo.training import ROUNDINGS
 from normkit.models.auditing.page import sections_of
 from normkit.report import (
+    LEVELS,
     Curve,
     Dots,
     Fold,
@@ -97,7 +98,7 @@ def _audits(journey: Journey) -> Folds:
     for one in stations:
         assert one.report is not None
         inside = sections_of(one.report, prefix=one.name)
-        level = max(("good", *(f.severity for f in one.report.findings)), key=_LEVELS.index)
+        level = max(("good", *(f.severity for f in one.report.findings)), key=LEVELS.index)
         folds.append(Fold(f"The {one.name} network", f"found: {_found(one)}", inside, level,
                           anchor=one.name, opened=one is journey.spoiled))  # fmt: skip
     return Folds(
@@ -108,11 +109,13 @@ def _audits(journey: Journey) -> Folds:
     )
 
 
-_LEVELS = ("good", "info", "warning", "error")
-
-
 def _repair(journey: Journey) -> Table:
-    columns = ("layer", "largest shift of a mean (σ)", "KL", "elements a channel")
+    columns = (
+        "layer",
+        "largest shift of a mean (σ)",
+        "largest KL of a channel",
+        "elements a channel",
+    )
     rows = [
         (one.name, f"{one.worst:.3g}", f"{one.divergence:.3g}", f"{one.elements:,}")
         for one in journey.shifts

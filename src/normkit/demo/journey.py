@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,6 +77,26 @@ class Journey:
             "nothing was found after recalibrating": _clean(self.repaired),
             "all norms were folded": not self.folding.refused and bool(self.folding.folded),
             "all predictions agree": self.alike == self.images and self.agreement.holds,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured, as values."""
+        stations = (self.trained, self.spoiled, self.repaired, self.folded)
+        return {
+            "images": self.images,
+            "stations": [
+                {
+                    "name": one.name,
+                    "right": one.right,
+                    "findings": None if one.report is None else one.report.to_dict()["findings"],
+                }
+                for one in stations
+            ],
+            "recalibrated": self.shifts.to_dict(),
+            "folded": self.folding.to_dict(),
+            "alike": self.alike,
+            "difference": self.agreement.difference,
+            "checks": self.checks,
         }
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the page (default: {DEFAULT_OUT}, which is replaced)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--json", action="store_true", help="print what was measured as JSON only")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser
 
@@ -118,7 +120,8 @@ def _file(text: str) -> Path:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from normkit.writing import check_output
+    from normkit.plain import plain
+    from normkit.writing import check_output, write_whole
 
     out, init, seed = options.out, options.init, options.seed
     if out == DEFAULT_OUT:  # a folder that the user names is there, or a mistake
@@ -127,7 +130,6 @@ def _demo(options: argparse.Namespace) -> int:
     check_output(out, overwrite=options.overwrite or out == DEFAULT_OUT)
     # Imported late: --help and wrong arguments are answered at once.
     from normkit.demo import journey, page, summary
-    from normkit.report import save
 
     seeds = range(seed, seed + (QUICK_SEEDS if options.quick else SEEDS))
     data, runs = _data(seeds), _runs(seeds, options.quick, init)
@@ -136,16 +138,27 @@ def _demo(options: argparse.Namespace) -> int:
     groups = summary.grouped(results[run] for run in runs)
     found = summary.findings(groups)
     holds, checked = summary.agreement(results.values())
-    print(summary.table(groups))
-    print()
-    print("\n".join([*found, checked]), flush=True)
-    print(f"\nThe journey of the {traveller.network} network, seed {seed}:", flush=True)
-    done = journey.travel(results[traveller], data[seed], _say)
-    save(out, page.render(groups, found, checked, init, done))
-    print(f"\nThe page: {out.resolve()}")
+    say: Callable[[str], None] = _silent if options.json else _say
+    say("\n".join([summary.table(groups), "", *found, checked]))
+    say(f"\nThe journey of the {traveller.network} network, seed {seed}:")
+    done = journey.travel(results[traveller], data[seed], say)
+    write_whole(out, page.render(groups, found, checked, init, done))
+    say(f"\nThe page: {out.resolve()}")
+    if options.json:
+        values = {
+            "training": [group.to_dict() for group in groups],
+            "findings": [*found, checked],
+            "journey": done.to_dict(),
+            "page": str(out.resolve()),
+        }
+        print(json.dumps(plain(values), indent=2))
     if options.open:
         webbrowser.open(out.resolve().as_uri())
     return 0 if holds and done.holds else 1
+
+
+def _silent(words: str) -> None:
+    pass
 
 
 def _say(words: str) -> None:

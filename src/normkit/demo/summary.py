@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import Any
 
 from normkit.demo.networks import Network
 from normkit.demo.training import EVERY, ROUNDINGS, Agreement, Result
@@ -45,6 +46,20 @@ class Group:
         """The median; infinite where most runs did not get there."""
         steps = [result.steps_to_goal for result in self.results]
         return median(math.inf if step is None else step for step in steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the row says, as values."""
+        last = [result.points[-1] for result in self.results]
+        return {
+            "network": self.network,
+            "norm": self.results[0].run.norm,
+            "rate": self.rate,
+            "seeds": [result.run.seed for result in self.results],
+            "steps_to_goal": [result.steps_to_goal for result in self.results],
+            "train_accuracy": [point.train_accuracy for point in last],
+            "test_accuracy": [point.test_accuracy for point in last],
+            "seconds": [result.seconds for result in self.results],
+        }
 
     @property
     def row(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -15,7 +16,7 @@ from normkit.errors import DataError, ModelError
 from normkit.torch.comparing import arguments
 from normkit.words import first_line
 
-__all__ = ["Batch", "Forward", "batches_of", "call", "example_batch", "few", "fitting"]
+__all__ = ["Batch", "Forward", "batches_of", "call", "count_of", "example_batch", "few", "fitting"]
 
 Tensor = torch.Tensor
 #: Calls the model on what the user's data gave: ``forward(model, batch)``.
@@ -110,6 +111,16 @@ def _raw(data: Any) -> Iterable[Any]:
         expected="a tensor, a DataLoader, or something that gives batches when iterated",
         remedy="For instance torch.utils.data.DataLoader(dataset, batch_size=64).",
     )
+
+
+def count_of(data: Any) -> int | None:
+    """How many batches there will be; None where data does not know, or is no list of batches."""
+    if isinstance(data, (Tensor, np.ndarray, Mapping, tuple, torch.utils.data.Dataset)):
+        return None
+    try:
+        return len(data) or None
+    except TypeError:
+        return None
 
 
 def example_batch(example: Any, model: nn.Module) -> Batch:

@@ -6,7 +6,10 @@ from torch import nn
 
 from normkit.errors import ModelError
 
-__all__ = ["check_bare", "plain_model"]
+__all__ = ["HOOKS", "check_bare", "plain_model"]
+
+#: Where a module keeps what users hung on its calls.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def check_bare(model: nn.Module, tool: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from normkit.report.diagram import Diagram, DiagramNode
 from normkit.report.levels import LEVELS
-from normkit.report.page import page, save
+from normkit.report.page import page
 from normkit.report.plots import Bars, Curve, Dots, Plot, Plots
 from normkit.report.sections import (
     Chart,
@@ -50,5 +50,4 @@ __all__ = [
     "Text",
     "Verdict",
     "page",
-    "save",
 ]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from normkit.extras import needed
@@ -21,7 +20,6 @@ from normkit.report.sections import (
     Table,
     Verdict,
 )
-from normkit.writing import write_whole
 
 if TYPE_CHECKING:
     import jinja2
@@ -51,11 +49,6 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
         library=markup(library),
         scripts=[markup(_asset(name)) for name in scripts],
     )
-
-
-def save(path: Path, text: str) -> None:
-    """Write `text` to `path` whole or not at all, also when interrupted."""
-    write_whole(path, text)
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import print_json, reporter
+from normkit.cli.printing import print_json, print_line
 
 NAME = "convert"
 NEEDS_ARGUMENTS = True
@@ -84,7 +84,7 @@ def command(
     module = options.module_of(opened)
     batches = options.opened_data(data, batch_size, size, mean, std)
     lines: list[str] = []
-    say = lines.append if as_json else reporter(False)
+    say = lines.append if as_json else print_line
     converted = convert(
         module,
         to.value,

@@ -31,6 +31,7 @@ def command(
         Path | None, typer.Option(help="The page (out/demo.html by default).", metavar="FILE")
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: options.Json = False,
     overwrite: options.Overwrite = False,
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
@@ -40,6 +41,7 @@ def command(
     words = ["--seed", str(seed), "--init", init.value]
     words += ["--quick"] if quick else []
     words += ["--open"] if show else []
+    words += ["--json"] if as_json else []
     words += ["--overwrite"] if overwrite else []
     words += [] if out is None else ["--out", str(out)]
     raise typer.Exit(main(words))

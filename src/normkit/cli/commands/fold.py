@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import note, print_json, reporter
+from normkit.cli.printing import note, print_json, print_line
 
 NAME = "fold"
 NEEDS_ARGUMENTS = True
@@ -56,7 +56,7 @@ def command(
         example=example,
         tolerance=tolerance,
         overwrite=overwrite,
-        report=None if as_json else reporter(False),
+        report=None if as_json else print_line,
     )
     if as_json:
         print_json(report.to_dict())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from normkit.cli import options
-from normkit.cli.printing import print_json, reporter
+from normkit.cli.printing import print_json, print_line
 
 NAME = "insert"
 NEEDS_ARGUMENTS = True
@@ -57,7 +57,7 @@ def command(
     opened = options.opened_model(model, weights)
     module = options.module_of(opened)
     lines: list[str] = []
-    say = lines.append if as_json else reporter(False)
+    say = lines.append if as_json else print_line
     changed = insert(
         module,
         after=after,

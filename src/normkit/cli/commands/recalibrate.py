@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +68,7 @@ def command(
     shifts = recalibrate(module, batches, method.value, layerwise=layerwise)
     save_weights(module, out, inputs, overwrite=overwrite)
     if as_json:
-        print_json([asdict(shift) for shift in shifts])
+        print_json(shifts.to_dict())
     else:
         typer.echo(str(shifts))
     options.note_weights(out, opened)

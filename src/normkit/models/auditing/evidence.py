@@ -168,8 +168,6 @@ class Evidence:
             return self.blind or "data: pass data="
         if need == "labels" and self.study is not None and self.study.labels is None:
             return "labels: let the data give pairs (input, label)"
-        if need == "shapes" and not self.shapes:
-            return "the shapes inside the model: pass data=, or example=, an input"
         kind, _, name = need.partition(".")
         if kind == "configuration" and getattr(self.configuration, name) is None:
             return f"the training configuration: pass {name}="

@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,15 @@ from normkit.errors import DataError
 from normkit.models.auditing.evidence import Accuracy, Labels, Study
 from normkit.models.auditing.listener import Listener
 from normkit.models.auditing.onnx_models import OnnxModel
-from normkit.models.batches import Batch, Forward, batches_of, call
+from normkit.models.batches import (
+    Batch,
+    Forward,
+    batches_of,
+    call,
+    count_of,
+    example_batch,
+    fitting,
+)
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
 from normkit.models.sites import NormSite
@@ -73,7 +82,7 @@ def shapes_of(
     model: nn.Module, sites: Sequence[NormSite], example: Any, forward: Forward | None = None
 ) -> dict[str, tuple[int, ...]]:
     """By site the shape of its input when the model runs on an example."""
-    batch = _as_batch(model, example)
+    batch = example_batch(example, model)
     with _running(model):
         listeners = [Listener(site) for site in sites if site.module is not None]
         handles = [handle for listener in listeners for handle in listener.attach()]
@@ -100,46 +109,20 @@ def _batches(model: nn.Module, data: Any, forward: Forward | None) -> Iterator[t
     """Batches with the domain that they name, if any."""
     groups: Mapping[Any, Any] = data if _is_by_domain(data) else {None: data}
     takes_domain = _takes(model, "domain")
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
     for group, part in groups.items():
-        device = None if first is None else first.device
-        batches = batches_of(part, device=device, opaque=forward is not None)
+        batches = batches_of(part, opaque=forward is not None)
         for batch in batches if forward is not None else _in_parts(model, batches):
             domain = batch.kwargs.get("domain", group)
             kwargs = dict(batch.kwargs)
             if not takes_domain:
                 kwargs.pop("domain", None)
-            args, kwargs = _fitting((batch.args, kwargs), first)
-            yield domain, Batch(batch.raw, args, kwargs, batch.labels)
+            yield domain, fitting(replace(batch, kwargs=kwargs), model)
 
 
 def _in_parts(model: nn.Module, batches: Iterator[Batch]) -> Iterator[Batch]:
     """As large as the model takes them."""
     for batch in batches:
         yield from model.parts(batch) if isinstance(model, OnnxModel) else (batch,)
-
-
-def _as_batch(model: nn.Module, example: Any) -> Batch:
-    args: tuple[Any, ...] = example if isinstance(example, tuple) else (example,)
-    kwargs = dict(example) if isinstance(example, Mapping) else {}
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    args, kwargs = _fitting(((), kwargs) if kwargs else (args, {}), first)
-    return Batch(example, args, kwargs)
-
-
-def _fitting(values: Any, parameter: Tensor | None) -> Any:
-    """Floating inputs in the model's dtype: data is mostly float32, whatever the model."""
-    if parameter is None:
-        return values
-
-    def fit(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        floating = value.is_floating_point()
-        return value.to(parameter.device, parameter.dtype if floating else value.dtype)
-
-    args, kwargs = values
-    return tuple(map(fit, args)), {name: fit(value) for name, value in kwargs.items()}
 
 
 def _is_by_domain(data: Any) -> bool:
@@ -159,11 +142,8 @@ def _takes(model: nn.Module, name: str) -> bool:
 
 
 def _length(data: Any) -> int | None:
-    parts = list(data.values()) if _is_by_domain(data) else [data]
-    try:
-        return sum(map(len, parts)) if not isinstance(parts[0], Tensor) else None
-    except TypeError:
-        return None
+    counts = [count_of(part) for part in (data.values() if _is_by_domain(data) else [data])]
+    return None if None in counts else sum(filter(None, counts))
 
 
 class _Pass:

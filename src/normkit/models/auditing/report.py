@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from normkit.models.auditing.findings import (
     Skipped,
     all_needs,
 )
+from normkit.plain import plain
 from normkit.words import counted, listed
 from normkit.writing import check_output, write_whole
 
@@ -59,7 +59,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as ``normkit audit --json`` prints them; None for NaN and infinity."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        return dict(plain(self))
 
     def table(self, *, verbose: bool = False) -> str:
         """The findings and what could not be looked at, as text.
@@ -95,14 +95,6 @@ class Report:
             from normkit.models.auditing.page import render  # its libraries are optional
 
             write_whole(path, render(self))
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(report: Report, verbose: bool) -> Iterator[str]:

@@ -25,8 +25,7 @@ class Rule:
     Args:
         name: in words joined by hyphens; what ``--ignore`` takes.
         needs: of ``"weights"``, ``"graph"``, ``"layers"`` (a model that runs), ``"data"``,
-            ``"labels"``, ``"shapes"``, and ``"configuration.<field>"``; the rule runs where all
-            are there.
+            ``"labels"``, and ``"configuration.<field>"``; the rule runs where all are there.
         severity: of its findings, unless the check says otherwise.
         why: one sentence.
         check: yields findings; takes the rule itself and the evidence.

@@ -19,6 +19,7 @@ from normkit.models.conversion.catalogue import (
     library_of,
 )
 from normkit.models.sites import NormSite
+from normkit.models.wrappers import HOOKS
 from normkit.torch.beyond import FilterResponseNorm
 from normkit.torch.layers.base import KernelLayer
 from normkit.torch.options import BatchOptions
@@ -29,7 +30,6 @@ Tensor = torch.Tensor
 #: Parts that a norm of timm's applies behind itself, in this order.
 _TAIL = ("drop", "act")
 _TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: float32 inside a user's own forward is close enough to be the same formula.
 _CLOSE = 1e-4
 
@@ -178,7 +178,7 @@ def _tried(site: NormSite, tail: list[nn.Module], dtype: torch.dtype) -> tuple[T
     """A copy of a layer on a random input, and what batch norm gives."""
     trial, parts = copy.deepcopy((site.module, tail))
     trial.to(dtype).eval()
-    for hooks in _HOOKS:
+    for hooks in HOOKS:
         getattr(trial, hooks).clear()
     shape = (4, int(site.channels or 0), *[3] * (site.dims or 2))
     generator = torch.Generator().manual_seed(0)

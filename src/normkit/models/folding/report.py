@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from normkit.models.folding.planning import Plan
+from normkit.plain import plain
 from normkit.words import counted, listed
 
 __all__ = ["FoldReport", "Folded", "Verification", "report_of"]
@@ -96,14 +96,10 @@ class FoldReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; no NaN or infinity among them."""
-        plain = asdict(self)
-        plain["refused"] = [{"norm": norm, "reason": reason} for norm, reason in self.refused]
-        checked = plain["verification"]
-        checked["speedup"] = self.verification.speedup
-        for name, value in checked.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                checked[name] = None
-        return plain
+        values = asdict(self)
+        values["refused"] = [{"norm": norm, "reason": reason} for norm, reason in self.refused]
+        values["verification"]["speedup"] = self.verification.speedup
+        return dict(plain(values))
 
     def _summary(self) -> str:
         layers = {name for fold in self.folded for name in fold.into}

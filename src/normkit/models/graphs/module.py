@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit.models.graphs.graph import Graph, Node
 from normkit.models.sites import site_of
+from normkit.models.wrappers import HOOKS
 
 __all__ = ["trace"]
 
@@ -148,7 +149,7 @@ def _call(
 
 
 def _obstacle(module: nn.Module) -> str:
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+    for hooks in HOOKS:
         if getattr(module, hooks, None):
             return "it has hooks"
     if hasattr(module, "parametrizations"):

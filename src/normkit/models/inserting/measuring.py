@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normkit.errors import DataError, ModelError
-from normkit.models.batches import Batch, Forward, batches_of, call
+from normkit.models.batches import Batch, Forward, batches_of, call, count_of
 from normkit.models.conversion.surroundings import recorded
 from normkit.models.measuring.undisturbed import undisturbed
 from normkit.models.progress import track
@@ -84,7 +84,7 @@ def measure(
         try:
             own = forward is None
             batches = batches_of(data, like=model if own else None, opaque=not own)
-            for batch in track(batches, "measuring", _length(data)):
+            for batch in track(batches, "measuring", count_of(data)):
                 first = first or batch
                 begin()  # also where forward= calls a part of the model only
                 call(model, batch, forward)
@@ -94,15 +94,6 @@ def measure(
             start.remove()
     assert first is not None
     return {name: gauge.measured() for name, gauge in gauges.items()}, first
-
-
-def _length(data: Any) -> int | None:
-    if isinstance(data, Tensor):
-        return None
-    try:
-        return len(data)
-    except TypeError:
-        return None
 
 
 @dataclass(eq=False)

@@ -26,12 +26,12 @@ from normkit.models.inserting.pairs import (
 from normkit.models.proof import copied
 from normkit.models.selecting import chosen
 from normkit.models.sites import NormSite
+from normkit.models.wrappers import HOOKS
 from normkit.words import counted, listed
 
 __all__ = ["remove"]
 
 Tensor = torch.Tensor
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def remove(
@@ -151,7 +151,7 @@ def _check_pair(pair: Any, site: NormSite) -> None:
     source = read(site)
     if source.is_foreign or source.options.mean_only or source.options.domains is not None:
         raise _refused("it is no batch norm as insert() makes them")
-    if any(getattr(module, hooks) for module in (pair, pair.norm) for hooks in _HOOKS):
+    if any(getattr(module, hooks) for module in (pair, pair.norm) for hooks in HOOKS):
         raise _refused("it has hooks, which would be lost")
 
 

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from normkit.errors import DataError, NonFiniteError
-from normkit.models.batches import Batch, Forward, batches_of, call
+from normkit.models.batches import Batch, Forward, batches_of, call, count_of
 from normkit.models.progress import track
 from normkit.models.recalibration.averages import Reading
 from normkit.models.recalibration.levels import levels_of
@@ -90,7 +89,7 @@ class Passes:
         """
         heard: list[tuple[str, int | None, Reading]] = []
         seen = skipped = 0
-        total = self.limit or _length(self.data)
+        total = self.limit or count_of(self.data)
         with self._listening(level, lambda *call: heard.append(call)):
             for batch in track(self._filled(total), words, total, self.progress):
                 heard.clear()
@@ -144,17 +143,6 @@ class Passes:
                 expected=f"{total}, " + ("as limit= asks" if self.limit else "by their length"),
                 remedy="Look for what stopped them, or say how many with limit=.",
             )
-
-
-def _length(data: Any) -> int | None:
-    """How many batches there will be, where data gives batches and knows; None for none at all."""
-    whole = (Tensor, np.ndarray, Mapping, tuple, torch.utils.data.Dataset)
-    if isinstance(data, whole):
-        return None
-    try:
-        return len(data) or None
-    except TypeError:
-        return None
 
 
 def _is_empty(batch: Batch) -> bool:

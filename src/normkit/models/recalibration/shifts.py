@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from normkit.models.measuring.drift import divergence
+from normkit.plain import plain
 from normkit.words import counted
 
 __all__ = ["Shift", "Shifts", "distances"]
@@ -78,6 +81,16 @@ class Shifts(list[Shift]):
         lines += [f"{name}: left as it was: {why}" for name, why in self.left.items()]
         return "\n".join([*(lines if self else lines[1:]), self.summary()])
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``normkit recalibrate --json`` prints them; None for infinity."""
+        return {
+            "layers": plain(list(self)),
+            "left": dict(self.left),
+            "passes": self.passes,
+            "batches": self.batches,
+            "skipped": self.skipped,
+        }
+
     def summary(self) -> str:
         """One line."""
         if not self:
@@ -91,8 +104,7 @@ def distances(before: Sequence[Tensor], after: Sequence[Tensor], eps: float) -> 
     """``worst`` and ``divergence`` of a :class:`Shift` from mean and variance, float64, (C,)."""
     (m0, v0), (m1, v1) = before, after
     moved = (m1 - m0).abs() / (v1 + eps).sqrt()
-    ratio = (v1 + eps) / (v0 + eps)
-    kl = 0.5 * (ratio - 1 - ratio.log() + (m1 - m0) ** 2 / (v0 + eps))
+    kl = divergence((m1 - m0) / (v0 + eps).sqrt(), (v1 + eps) / (v0 + eps))
     return _largest(moved), _largest(kl)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from normkit.errors import FileError
+from normkit.plain import plain
 
 __all__ = ["FILE", "LayerState", "Notice", "Record", "read_records", "to_line"]
 
@@ -86,15 +86,7 @@ class Record:
 
 def to_line(record: Record) -> str:
     """One line of JSON, with its end; NaN and infinity as words, which JSON has not."""
-    return json.dumps(_plain(asdict(record)), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(plain(record, str), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _number(value: Any) -> Any:
