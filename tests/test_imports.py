@@ -26,7 +26,7 @@ LAYERS = (
     ("kernels",),
     ("layout", "moments", "coefficients", "epilogues"),
     ("writing",),
-    ("errors", "extras", "words"),
+    ("errors", "extras", "plain", "words"),
 )
 
 
