@@ -1,0 +1,3 @@
+"""The lab: published claims about normalization as experiments that anyone reruns."""
+
+from __future__ import annotations

@@ -1,0 +1,54 @@
+"""Batch norm reaches an accuracy in fewer steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from normkit.lab.claim import Axes, Claim, Measured, Number, Series
+from normkit.lab.networks import Dense
+from normkit.lab.setup import Setup
+from normkit.lab.training import train
+
+NETWORK = Dense((100, 100, 100), activation="sigmoid", std=0.1)
+GOAL = 0.95
+CURVES = Axes("Test accuracy", "training steps", "test images right (share)", y_range=(0, 1.02))
+
+
+def measure(setup: Setup) -> Measured:
+    runs = {
+        norm: train(
+            replace(NETWORK, norm=norm).build(setup.data, setup.seed), setup.data,
+            rate=0.5, steps=setup.pick(1200, 900), seed=setup.seed, every=20, goal=GOAL,
+        )
+        for norm in ("batch", "none")
+    }  # fmt: skip
+    batch, plain = runs["batch"].steps_to(GOAL), runs["none"].steps_to(GOAL)
+    return Measured(
+        {"share": batch / plain, "batch": batch, "plain": plain},
+        [
+            Series(CURVES.heading, name, run.steps, run.accuracies)
+            for name, run in zip(("batch norm", "no norm"), runs.values(), strict=True)
+        ],
+    )
+
+
+CLAIM = Claim(
+    name="faster",
+    title="Batch norm learns in fewer steps",
+    sentence="A network of three sigmoid layers learns faster, and to a higher accuracy, with "
+    "batch norm in front of each sigmoid.",
+    source="Ioffe & Szegedy 2015, section 4.1 and figure 1a",
+    paper="MNIST, 3 layers of 100, batches of 60, 50,000 steps: a curve, no single figure",
+    experiment="The same network from small Gaussian weights (deviation 0.1), rate 0.5: steps "
+    "until 95 % of the test images are right.",
+    numbers=(
+        Number("share", "steps with batch norm as a share of those without", "%", at_most=1 / 3),
+        Number("batch", "steps with batch norm", "steps"),
+        Number("plain", "steps without", "steps"),
+    ),
+    charts=(CURVES,),
+    measure=measure,
+    caveat="It rests on the small initial weights: from a deviation of 0.3 the gain is about "
+    "twofold (see the claim initial_scale).",
+    seconds=3,
+)

@@ -1,0 +1,169 @@
+"""What has been measured, as lines of JSON in a folder: each is whole, or named and left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normkit.errors import FileError
+from normkit.lab.claim import Field, Measured, Series
+from normkit.plain import plain
+
+__all__ = ["FILE", "Record", "Results"]
+
+FILE = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One seed of one claim.
+
+    Args:
+        claim, seed, data, quick: the task.
+        numbers, series, fields: what was measured.
+        seconds: that it took.
+        machine: processor, cores, system.
+        versions: of Python and the libraries.
+        commit: of the source, where it is known.
+        time: when it was done: ISO 8601, UTC.
+    """
+
+    claim: str
+    seed: int
+    data: str
+    quick: bool
+    numbers: Mapping[str, float]
+    series: tuple[Series, ...] = ()
+    fields: tuple[Field, ...] = ()
+    seconds: float = 0.0
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    time: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, str, bool]:
+        """The task: a folder holds each once."""
+        return self.claim, self.seed, self.data, self.quick
+
+    @property
+    def measured(self) -> Measured:
+        """As the experiment gave it."""
+        return Measured(self.numbers, self.series, self.fields)
+
+
+class Results:
+    """The folder of a run.
+
+    Args:
+        folder: is made where it is missing.
+
+    Attributes:
+        records: of all whole lines; of two for one task the first.
+        damaged: lines that are no record, as ``file:line: why``; they stay in the file.
+
+    Raises:
+        FileError: the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+        self.records: list[Record] = []
+        self.damaged: list[str] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            content = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
+            raise _unusable(folder, error) from error
+        self._is_cut_off = bool(content) and not content.endswith(b"\n")
+        self._read(content)
+
+    def _read(self, content: bytes) -> None:
+        known = set()
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = _record(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                self.damaged.append(f"{self.path}:{number}: {type(error).__name__}: {error}")
+                continue
+            if record.key not in known:
+                known.add(record.key)
+                self.records.append(record)
+
+    @property
+    def keys(self) -> set[tuple[str, int, str, bool]]:
+        """The tasks that are done."""
+        return {record.key for record in self.records}
+
+    def add(self, record: Record) -> bool:
+        """Append a record, on the disk when this returns; False where its task was done already.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        if record.key in self.keys:
+            return False
+        line = json.dumps(plain(record, str), ensure_ascii=False, allow_nan=False) + "\n"
+        start = "\n" if self._is_cut_off else ""  # a line that a crash cut off stays damaged alone
+        try:
+            with self.path.open("ab") as file:
+                file.write((start + line).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        self._is_cut_off = False
+        self.records.append(record)
+        return True
+
+
+def _unusable(path: Path, error: OSError) -> FileError:
+    return FileError(
+        "Results cannot be kept there",
+        received=str(path),
+        expected="a folder that can be written to",
+        remedy=f"The system says: {error.strerror}. --out names another folder.",
+    )
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    return Record(
+        claim=_is(str, values["claim"]),
+        seed=_is(int, values["seed"]),
+        data=_is(str, values["data"]),
+        quick=_is(bool, values["quick"]),
+        numbers={str(name): float(value) for name, value in values["numbers"].items()},
+        series=tuple(
+            Series(one["chart"], one["name"], _floats(one["x"]), _floats(one["y"]))
+            for one in values["series"]
+        ),
+        fields=tuple(
+            Field(
+                one["chart"], one["name"], _floats(one["x"]), _floats(one["y"]),
+                [_floats(row) for row in one["z"]],
+            )
+            for one in values["fields"]
+        ),
+        seconds=float(values["seconds"]),
+        machine=dict(values["machine"]),
+        versions=dict(values["versions"]),
+        commit=values["commit"],
+        time=_is(str, values["time"]),
+    )  # fmt: skip
+
+
+def _is(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _floats(values: Any) -> list[float]:
+    return [float(value) for value in values]
