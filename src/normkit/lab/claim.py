@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from normkit.lab.setup import Setup
@@ -178,7 +178,7 @@ class Claim:
                 f"the experiment {self.name!r} gave the numbers {sorted(found)}; expected "
                 f"{sorted(expected)}"
             )
-        drawn: set[Any] = {one.chart for one in (*measured.series, *measured.fields)}
+        drawn = {one.chart for one in measured.series} | {one.chart for one in measured.fields}
         announced = {axes.heading for axes in self.charts}
         if drawn != announced:
             raise ValueError(

@@ -97,7 +97,7 @@ def descend(
         loss = F.cross_entropy(network(x), y)
         step = Step(number, x, y, float(loss.detach()))
         if math.isfinite(step.loss):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if before is not None:
                 before(step)
             optimizer.step()
