@@ -3,64 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import platform
-import re
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ROOT
 from benchmarks.peers import THREADS
+from normkit import machine
+from normkit.machine import commit
+
+__all__ = ["Others", "commit", "facts", "versions"]
 
 PACKAGES = ("normkit", "numpy", "numba", "torch", "jax", "ml_dtypes")
 
 
 def facts() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    memory = None
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        model = found.group(1).strip() if found else model
-        total = re.search(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
-        memory = round(int(total.group(1)) / 2**20, 1) if total else None
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": THREADS,
-        "memory_gib": memory,
-        "caches": _caches(),
-        "system": f"{platform.system()} {platform.release()}",
-    }
-
-
-def _caches() -> dict[str, str]:
-    """Sizes of the first core's caches, such as {"L2": "1024K"}; empty where unknown."""
-    sizes = {}
-    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        with contextlib.suppress(OSError):
-            if (folder / "type").read_text().strip() != "Instruction":
-                name = f"L{(folder / 'level').read_text().strip()}"
-                sizes[name] = (folder / "size").read_text().strip()
-    return sizes
+    return machine.facts() | {"threads": THREADS}
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def commit() -> str | None:
-    """The commit that was measured, with a + where files differ from it."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
-    return None
+    return machine.versions(PACKAGES)
 
 
 class Others:

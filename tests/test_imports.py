@@ -17,6 +17,7 @@ FRAMEWORKS = ("torch", "jax", "jaxlib", "keras", "tensorflow", "cupy", "scipy", 
 # From the top down. A module may import from its own layer and from those below it.
 LAYERS = (
     ("demo", "cli"),
+    ("explain", "lab"),
     ("models",),
     ("report",),
     ("torch", "keras", "jax"),
@@ -26,7 +27,7 @@ LAYERS = (
     ("kernels",),
     ("layout", "moments", "coefficients", "epilogues"),
     ("writing",),
-    ("errors", "extras", "plain", "words"),
+    ("errors", "extras", "machine", "plain", "words"),
 )
 
 
@@ -144,10 +145,10 @@ def test_no_import_cycles():
 @pytest.mark.parametrize(
     ("library", "where"),
     [
-        ("torch", ("torch", "models", "demo", "cli")),
+        ("torch", ("torch", "models", "lab", "demo", "cli")),
         ("jax", ("jax",)),
         ("numba", ("kernels",)),
-        ("sklearn", ("demo",)),
+        ("sklearn", ("lab", "demo")),
     ],
 )
 def test_a_library_is_imported_in_its_own_layer_only(library, where):

@@ -12,7 +12,7 @@ EXTRAS = {
     "torch": "torch", "typer": "cli", "rich": "cli", "safetensors": "safetensors",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "jinja2": "report",
     "markupsafe": "report", "plotly": "report", "tensorboard": "watch", "PIL": "images",
-    "sklearn": "demo",
+    "sklearn": "lab", "joblib": "lab", "dask": "cluster", "distributed": "cluster",
 }  # fmt: skip
 
 
