@@ -35,6 +35,7 @@ from normkit.report import (
     Table,
     Text,
     Verdict,
+    Widget,
     page,
 )
 from normkit.report.diagram import pieces
@@ -173,6 +174,15 @@ def test_page_without_a_chart_is_small():
     assert len(text) < 10_000
     assert "<script" not in text
     assert "<h2>" not in text
+
+
+def test_widgets_bring_their_own_markup_style_and_script():
+    one = Widget("<b id='w'>&amp;</b>", ".w { margin: 0 }", "let w = 1 < 2;")
+    text = page("W", [one, Folds("", [Fold("f", "", [one])])])
+    assert text.count("<b id='w'>&amp;</b>") == 2
+    assert text.count(".w { margin: 0 }") == 1
+    assert text.count("let w = 1 < 2;") == 1
+    assert "<script" not in page("W", [Widget("<b>only words</b>")])
 
 
 def test_sections_say_what_is_wrong_with_them():

@@ -27,6 +27,7 @@ from normkit.report.sections import (
     Table,
     Text,
     Verdict,
+    Widget,
 )
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "Table",
     "Text",
     "Verdict",
+    "Widget",
     "page",
 ]

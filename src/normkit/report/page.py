@@ -19,6 +19,7 @@ from normkit.report.sections import (
     Section,
     Table,
     Verdict,
+    Widget,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
-    """The whole page as text. Every word given is escaped.
+    """The whole page as text. Every word given is escaped, but for widgets, which are HTML.
 
     Raises:
         ValueError: two parts have one anchor.
@@ -38,16 +39,21 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
     # 4.6 MB, wanted only where something is drawn with it
     library = needed("plotly.offline").get_plotlyjs() if has_chart else ""
     has_parts = any(isinstance(section, (Folds, Notices)) for section in inside)
-    scripts = [name for name, has in (("page.js", has_chart), ("parts.js", has_parts)) if has]
+    widgets = [section for section in inside if isinstance(section, Widget)]
+    scripts = [
+        _asset(name) for name, has in (("page.js", has_chart), ("parts.js", has_parts)) if has
+    ]
+    scripts += dict.fromkeys(widget.script for widget in widgets if widget.script)
+    styles = dict.fromkeys(widget.style for widget in widgets if widget.style)
     return _template().render(
         title=title,
         summary=summary,
         blocks=[_block(section) for section in sections],
         anchors=_anchors(inside),
         marks=any(isinstance(s, (Verdict, Notices, Folds, Diagram)) for s in inside),
-        style=markup(_asset("page.css")),
+        style=markup("\n".join([_asset("page.css"), *styles])),
         library=markup(library),
-        scripts=[markup(_asset(name)) for name in scripts],
+        scripts=[markup(script) for script in scripts],
     )
 
 
@@ -134,4 +140,5 @@ _DATA: dict[type[Section], Callable[[Any], Any]] = {
     Folds: _folds,
     Plots: lambda plots: [drawn(plot) for plot in plots.plots],
     Diagram: pieces,
+    Widget: lambda widget: needed("markupsafe").Markup(widget.markup),
 }

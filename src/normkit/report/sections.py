@@ -168,4 +168,19 @@ class Folds:
     note: str = ""
 
 
-Section = Text | Table | Chart | Verdict | Notices | Folds | Plots | Diagram
+@dataclass(frozen=True)
+class Widget:
+    """A part of the page that brings its own HTML, style and script.
+
+    Args:
+        markup: put into the page as it is, heading included: what comes from outside the package
+            must have been escaped in it.
+        style, script: likewise; alike ones are put in once.
+    """
+
+    markup: str
+    style: str = ""
+    script: str = ""
+
+
+Section = Text | Table | Chart | Verdict | Notices | Folds | Plots | Diagram | Widget
