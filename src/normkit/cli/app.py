@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from normkit.cli.commands import audit, bench, convert, demo, fold, insert, recalibrate
+from normkit.cli.commands import audit, bench, convert, demo, fold, insert, lab, recalibrate
 
 app = typer.Typer(
     name="normkit",
-    help="Find, repair, fold away and convert the normalization layers of a model.",
+    help="Find, repair, fold away, convert and understand the normalization of a network.",
     epilog="[dim]normkit COMMAND --help shows examples.[/dim]",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -22,6 +22,7 @@ for module in (audit, recalibrate, fold, convert, insert, bench, demo):
     app.command(module.NAME, epilog=module.EPILOG, no_args_is_help=module.NEEDS_ARGUMENTS)(
         module.command
     )
+app.add_typer(lab.app, name=lab.NAME, help=lab.HELP)
 
 
 def _version(asked: bool) -> None:
@@ -38,4 +39,4 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find, repair, fold away and convert the normalization layers of a model."""
+    """Find, repair, fold away, convert and understand the normalization of a network."""

@@ -13,7 +13,7 @@ from normkit.errors import FileError
 from normkit.lab.claim import Field, Measured, Series
 from normkit.plain import plain
 
-__all__ = ["FILE", "Record", "Results"]
+__all__ = ["FILE", "Record", "Results", "unusable"]
 
 FILE = "results.jsonl"
 
@@ -79,7 +79,7 @@ class Results:
             folder.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
-            raise _unusable(folder, error) from error
+            raise unusable(folder, error) from error
         self._is_cut_off = bool(content) and not content.endswith(b"\n")
         self._read(content)
 
@@ -118,13 +118,14 @@ class Results:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise unusable(self.path, error) from error
         self._is_cut_off = False
         self.records.append(record)
         return True
 
 
-def _unusable(path: Path, error: OSError) -> FileError:
+def unusable(path: Path, error: OSError) -> FileError:
+    """The error to raise where results cannot be written."""
     return FileError(
         "Results cannot be kept there",
         received=str(path),

@@ -1,18 +1,30 @@
-"""One seed of one claim."""
+"""Tasks of the lab: what a worker does, and who the workers are."""
 
 from __future__ import annotations
 
 import time
+import traceback
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
+from normkit import machine
+from normkit.errors import OptionError, is_explained
+from normkit.extras import needed
 from normkit.lab.claim import Measured
 from normkit.lab.claims import find
 from normkit.lab.data import load
+from normkit.lab.results import Record
 from normkit.lab.setup import Setup
+from normkit.words import first_line
 
-__all__ = ["Task", "measure"]
+__all__ = ["Done", "Task", "carry_out", "left", "measure", "on_cluster", "on_this_machine"]
+
+PACKAGES = ("normkit", "numpy", "numba", "torch", "scikit-learn")
 
 
 @dataclass(frozen=True, order=True)
@@ -30,6 +42,20 @@ class Task:
     seed: int
     data: str = "digits"
     quick: bool = False
+
+    @property
+    def key(self) -> tuple[str, int, str, bool]:
+        """As of the record that it becomes."""
+        return self.claim, self.seed, self.data, self.quick
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task that a worker is through with: a record, or what went wrong."""
+
+    task: Task
+    record: Record | None
+    problem: str = ""
 
 
 def measure(task: Task) -> tuple[Measured, float]:
@@ -50,3 +76,119 @@ def measure(task: Task) -> tuple[Measured, float]:
             torch.set_num_threads(threads)
     claim.check(measured)
     return measured, time.perf_counter() - began
+
+
+def carry_out(task: Task, commit: str | None = None) -> Done:
+    """Measure; an experiment that fails says so and stops nothing else.
+
+    Args:
+        commit: of the source, as the one who hands out the tasks knows it.
+    """
+    try:
+        measured, seconds = measure(task)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if is_explained(error) else f" ({where.filename}:{where.lineno})"
+        return Done(task, None, f"{type(error).__name__}: {first_line(error)}{place}")
+    record = Record(
+        claim=task.claim,
+        seed=task.seed,
+        data=task.data,
+        quick=task.quick,
+        numbers=dict(measured.numbers),
+        series=tuple(measured.series),
+        fields=tuple(measured.fields),
+        seconds=round(seconds, 3),
+        machine=machine.facts(),
+        versions=machine.versions(PACKAGES),
+        commit=commit,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return Done(task, record)
+
+
+def on_this_machine(tasks: Sequence[Task], jobs: int) -> Generator[Done, None, None]:
+    """Carry out the tasks in so many processes; each as it is done.
+
+    Raises:
+        RuntimeError: a process was killed, such as for want of memory.
+    """
+    commit = machine.commit()
+    if jobs == 1 or len(tasks) <= 1:
+        for task in tasks:
+            yield carry_out(task, commit)
+        return
+    joblib = needed("joblib")
+    pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
+    try:
+        yield from pool(joblib.delayed(carry_out)(task, commit) for task in tasks)
+    except needed("joblib.externals.loky.process_executor").TerminatedWorkerError as error:
+        raise RuntimeError(
+            "a process of the lab was killed, perhaps for want of memory; the same command goes on "
+            "where it stopped, and --jobs 1 needs the least"
+        ) from error
+
+
+def on_cluster(tasks: Sequence[Task], where: str) -> Generator[Done, None, None]:
+    """Carry out the tasks on the workers of a Dask cluster; each as it is done.
+
+    A task whose worker dies goes to another one.
+
+    Args:
+        where: the scheduler's address, or ``local:2`` for two workers on this machine.
+
+    Raises:
+        OptionError: there is no such cluster.
+    """
+    commit = machine.commit()
+    distributed = needed("distributed")
+    with _client(distributed, where) as client:
+        futures = [
+            client.submit(carry_out, task, commit, key=f"normkit-{task.key}", pure=False)
+            for task in tasks
+        ]
+        tasks_of = {future.key: task for future, task in zip(futures, tasks, strict=True)}
+        for future in distributed.as_completed(futures):
+            if future.status == "error":  # the task's workers died, one after the other
+                problem = f"the workers died of it: {first_line(future.exception())}"
+                yield Done(tasks_of[future.key], None, problem)
+            else:
+                yield future.result()
+
+
+@contextmanager
+def _client(distributed: Any, where: str) -> Iterator[Any]:
+    """A client of the cluster that is there, or of one on this machine for as long as it lasts."""
+    name, _, number = where.partition(":")
+    if name == "local":
+        workers = int(number) if number.isdecimal() else 0
+        if number and not workers:
+            raise _no_cluster(where, "the number of workers is no number from 1")
+        options = {"threads_per_worker": 1, "dashboard_address": None}
+        with (
+            distributed.LocalCluster(n_workers=workers or None, **options) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
+        return
+    try:
+        client = distributed.Client(where, timeout=10)
+    except (OSError, ValueError, TypeError) as error:
+        raise _no_cluster(where, first_line(error)) from error
+    with client:
+        yield client
+
+
+def _no_cluster(where: str, why: str) -> OptionError:
+    return OptionError(
+        "There is no such cluster",
+        received=where,
+        expected="the address of a Dask scheduler such as tcp://10.0.0.1:8786, or local:2",
+        remedy=f"{why[:1].upper()}{why[1:]}. `dask scheduler` starts one and says its address.",
+    )
+
+
+def left(tasks: Sequence[Task], done: set[tuple[str, int, str, bool]]) -> list[Task]:
+    """The tasks that are still to be done, the longest first, so that none ends alone."""
+    wanted = [task for task in tasks if task.key not in done]
+    return sorted(wanted, key=lambda task: (-find([task.claim])[0].seconds, task.seed))

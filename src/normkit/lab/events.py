@@ -1,0 +1,35 @@
+"""The figures as TensorBoard's event files, a folder for each seed of each claim."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from normkit.extras import needed
+from normkit.lab.results import Record
+
+__all__ = ["FOLDER", "write_events"]
+
+FOLDER = "events"
+
+
+def write_events(folder: Path, record: Record) -> None:
+    """Numbers and series of a record; values that are not finite are left out."""
+    needed("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    pace = "quick" if record.quick else "full"
+    place = folder / FOLDER / record.claim / f"{Path(record.data).name}-{pace}-seed{record.seed}"
+    writer = SummaryWriter(str(place))
+    try:
+        for name, value in record.numbers.items():
+            if math.isfinite(value):
+                writer.add_scalar(f"numbers/{name}", value, 0)
+        for series in record.series:
+            whole = all(float(x).is_integer() for x in series.x)
+            for index, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
+                if math.isfinite(y):
+                    step = int(x) if whole else index
+                    writer.add_scalar(f"{series.chart}/{series.name}", y, step)
+    finally:
+        writer.close()
