@@ -17,11 +17,11 @@ import torch
 from browser import Browser, needs_chromium
 from normkit.demo import chapters, journey
 from normkit.demo import main as command
-from normkit.demo.data import digits
 from normkit.demo.main import main
 from normkit.demo.networks import build
 from normkit.demo.summary import COLUMNS, agreement, findings, grouped, table
 from normkit.demo.training import Agreement, Point, Result, Run, one_at_a_time, train
+from normkit.lab.data.loading import digits
 from test_report import chart_data, loads
 
 COMMAND = [sys.executable, "-m", "normkit.demo", "--quick", "--seed", "7"]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from normkit.demo.data import Digits
 from normkit.demo.networks import build
 from normkit.demo.training import BATCH, Agreement, Result, Run
+from normkit.lab.data import Data
 from normkit.models import FoldReport, Report, Shifts, audit, fold_with_report, recalibrate
 
 FAULT = "stale-statistics"
@@ -108,7 +108,7 @@ def _clean(station: Station) -> bool:
     return station.report is not None and not station.report.findings
 
 
-def travel(result: Result, data: Digits, say: Callable[[str], None]) -> Journey:
+def travel(result: Result, data: Data, say: Callable[[str], None]) -> Journey:
     """Take a trained network on the journey; ``say`` takes a short line at each station."""
     network = result.network
     assert network is not None, "train() keeps the network"
@@ -201,9 +201,9 @@ def _audit(model: nn.Module, training: tuple[torch.Tensor, torch.Tensor], run: R
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, data: Digits) -> torch.Tensor:
+def _logits(model: nn.Module, data: Data) -> torch.Tensor:
     return model.eval()(data.test_images)
 
 
-def _right(model: nn.Module, data: Digits) -> int:
+def _right(model: nn.Module, data: Data) -> int:
     return int((_logits(model, data).argmax(1) == data.test_labels).sum())

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from normkit.demo.data import Digits
     from normkit.demo.networks import Init, Network
     from normkit.demo.training import Result, Run
+    from normkit.lab.data import Data
 
 DEFAULT_OUT = Path("out/demo.html")
 MOST_SEED = 2**32 - 4  # scikit-learn's limit, less the seeds that follow the first
@@ -165,8 +165,8 @@ def _say(words: str) -> None:
     print(words, flush=True)
 
 
-def _data(seeds: Sequence[int]) -> dict[int, Digits]:
-    from normkit.demo.data import digits
+def _data(seeds: Sequence[int]) -> dict[int, Data]:
+    from normkit.lab.data.loading import digits
 
     return {one: digits(one) for one in seeds}
 
@@ -184,7 +184,7 @@ def _runs(seeds: Sequence[int], quick: bool, init: Init) -> list[Run]:
     ]
 
 
-def _train(runs: Sequence[Run], data: dict[int, Digits]) -> dict[Run, Result]:
+def _train(runs: Sequence[Run], data: dict[int, Data]) -> dict[Run, Result]:
     import torch
 
     from normkit.demo.progress import progress

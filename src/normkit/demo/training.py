@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from normkit.demo.data import Digits
 from normkit.demo.networks import DESCRIPTION, Init, Network, build
+from normkit.lab.data import Data
+from normkit.lab.training import batches, descend
 
 BATCH = 64
 EVERY = 5  # steps between two measurements
@@ -84,47 +85,29 @@ class Agreement:
         return self.roundings <= ROUNDINGS  # false for NaN
 
 
-def prepare(data: Digits) -> None:
+def prepare(data: Data) -> None:
     """Compile the kernels of batch norm, so that no run is timed with it."""
     for network in DESCRIPTION:
         train(Run(network, batch_norm=True, rate=0.0, steps=EVERY, seed=0), data, lambda _: None)
 
 
-def train(run: Run, data: Digits, report: Callable[[Point], None]) -> Result:
+def train(run: Run, data: Data, report: Callable[[Point], None]) -> Result:
     """Train and measure. The same run on the same machine gives the same result, bit by bit."""
     network = build(run.network, run.batch_norm, run.init, run.seed)
-    optimizer = torch.optim.SGD(network.parameters(), lr=run.rate)
     points = []
     start = time.perf_counter()
-    for step, batch in enumerate(_batches(len(data.train_labels), run), start=1):
-        network.train()
-        optimizer.zero_grad()
-        logits = network(data.train_images[batch])
-        nn.functional.cross_entropy(logits, data.train_labels[batch]).backward()
-        optimizer.step()
-        if step % EVERY == 0:
-            points.append(_measure(step, network, data))
+    feed = batches(data, BATCH, run.seed)
+    for step in descend(network, feed, rate=run.rate, steps=run.steps):
+        if step.number % EVERY == 0:
+            points.append(_measure(step.number, network, data))
             report(points[-1])
     seconds = time.perf_counter() - start
     agreement = one_at_a_time(network, data.test_images)
     return Result(run, tuple(points), seconds, agreement, network)
 
 
-def _batches(size: int, run: Run) -> Iterator[torch.Tensor]:
-    """Shuffled epochs without end, cut into whole batches, until the run's steps are done."""
-    generator = torch.Generator().manual_seed(run.seed)
-    step = 0
-    while True:
-        order = torch.randperm(size, generator=generator)
-        for start in range(0, size - BATCH + 1, BATCH):
-            if step == run.steps:
-                return
-            step += 1
-            yield order[start : start + BATCH]
-
-
 @torch.no_grad()
-def _measure(step: int, network: nn.Module, data: Digits) -> Point:
+def _measure(step: int, network: nn.Module, data: Data) -> Point:
     network.eval()
     logits = network(data.train_images)
     return Point(
