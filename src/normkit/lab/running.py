@@ -164,7 +164,7 @@ def _client(distributed: Any, where: str) -> Iterator[Any]:
         workers = int(number) if number.isdecimal() else 0
         if number and not workers:
             raise _no_cluster(where, "the number of workers is no number from 1")
-        options = {"threads_per_worker": 1, "dashboard_address": None}
+        options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": "ERROR"}
         with (
             distributed.LocalCluster(n_workers=workers or None, **options) as cluster,
             distributed.Client(cluster) as client,

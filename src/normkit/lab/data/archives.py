@@ -96,9 +96,11 @@ def read_idx(content: bytes) -> np.ndarray:
         raise ValueError(f"it begins with {content[:4].hex()}, not as an IDX file of bytes does")
     dimensions = magic & 0xFF
     start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise ValueError(f"it is cut off: {len(content)} bytes")
     shape = np.frombuffer(content[4:start], ">u4").astype(np.int64)
     values = np.frombuffer(content[start:], np.uint8)
-    if len(shape) != dimensions or len(values) != shape.prod():
+    if len(values) != shape.prod():
         raise ValueError(f"it holds {len(values)} bytes of data and announces {shape.tolist()}")
     return values.reshape(shape)
 
