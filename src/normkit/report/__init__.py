@@ -11,15 +11,15 @@ a telephone, and its policy forbids the browser every request.
 
 from __future__ import annotations
 
+from normkit.report.cards import Card, Cards, Code, Scoreboard, Tile, Tiles
+from normkit.report.charts import COLOURS, SYMBOLS, Chart, Grid, Heat, Line
 from normkit.report.diagram import Diagram, DiagramNode
-from normkit.report.levels import LEVELS
+from normkit.report.levels import LEVELS, MARKS
 from normkit.report.page import page
 from normkit.report.plots import Bars, Curve, Dots, Plot, Plots
 from normkit.report.sections import (
-    Chart,
     Fold,
     Folds,
-    Line,
     Notice,
     Notices,
     Place,
@@ -31,24 +31,35 @@ from normkit.report.sections import (
 )
 
 __all__ = [
+    "COLOURS",
     "LEVELS",
+    "MARKS",
+    "SYMBOLS",
     "Bars",
+    "Card",
+    "Cards",
     "Chart",
+    "Code",
     "Curve",
     "Diagram",
     "DiagramNode",
     "Dots",
     "Fold",
     "Folds",
+    "Grid",
+    "Heat",
     "Line",
     "Notice",
     "Notices",
     "Place",
     "Plot",
     "Plots",
+    "Scoreboard",
     "Section",
     "Table",
     "Text",
+    "Tile",
+    "Tiles",
     "Verdict",
     "Widget",
     "page",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from normkit.extras import needed
+from normkit.report.cards import Card, Cards, Code, Scoreboard
+from normkit.report.charts import Chart, Heat, chart_data, heat_data
 from normkit.report.diagram import Diagram, pieces
 from normkit.report.plots import Plots, drawn
 from normkit.report.sections import (
-    Chart,
+    Fold,
     Folds,
-    Line,
     Notices,
     Section,
     Table,
@@ -24,6 +24,18 @@ from normkit.report.sections import (
 
 if TYPE_CHECKING:
     import jinja2
+
+CHARTS: tuple[type[Section], ...] = (Chart, Heat)
+MARKED: tuple[type[Section], ...] = (Verdict, Notices, Folds, Diagram, Scoreboard, Cards)
+#: What goes into a page that has a section of such a kind.
+STYLES: dict[str, tuple[type[Section], ...]] = {
+    "charts.css": CHARTS,
+    "cards.css": (Scoreboard, Cards),
+}
+SCRIPTS: dict[str, tuple[type[Section], ...]] = {
+    "page.js": CHARTS,
+    "parts.js": (Folds, Notices, Scoreboard, Code),
+}
 
 
 def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
@@ -35,26 +47,27 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
     """
     inside = list(_all(sections))
     markup = needed("markupsafe").Markup
-    has_chart = any(isinstance(section, Chart) for section in inside)
     # 4.6 MB, wanted only where something is drawn with it
-    library = needed("plotly.offline").get_plotlyjs() if has_chart else ""
-    has_parts = any(isinstance(section, (Folds, Notices)) for section in inside)
+    library = needed("plotly.offline").get_plotlyjs() if _has(inside, CHARTS) else ""
+    styles = [_asset(name) for name, kinds in STYLES.items() if _has(inside, kinds)]
+    scripts = [_asset(name) for name, kinds in SCRIPTS.items() if _has(inside, kinds)]
     widgets = [section for section in inside if isinstance(section, Widget)]
-    scripts = [
-        _asset(name) for name, has in (("page.js", has_chart), ("parts.js", has_parts)) if has
-    ]
+    styles += dict.fromkeys(widget.style for widget in widgets if widget.style)
     scripts += dict.fromkeys(widget.script for widget in widgets if widget.script)
-    styles = dict.fromkeys(widget.style for widget in widgets if widget.style)
     return _template().render(
         title=title,
         summary=summary,
         blocks=[_block(section) for section in sections],
         anchors=_anchors(inside),
-        marks=any(isinstance(s, (Verdict, Notices, Folds, Diagram)) for s in inside),
+        marks=_has(inside, MARKED),
         style=markup("\n".join([_asset("page.css"), *styles])),
         library=markup(library),
         scripts=[markup(script) for script in scripts],
     )
+
+
+def _has(sections: Sequence[Section], kinds: tuple[type[Section], ...]) -> bool:
+    return any(isinstance(section, kinds) for section in sections)
 
 
 @cache
@@ -76,17 +89,23 @@ def _asset(name: str) -> str:
 
 
 def _all(sections: Sequence[Section]) -> Iterator[Section]:
-    """The sections and those in their folds."""
+    """The sections and those in their folds and cards."""
     for section in sections:
         yield section
-        for fold in section.folds if isinstance(section, Folds) else ():
-            yield from _all(fold.sections)
+        for one in _within(section):
+            yield from _all(one.sections)
+
+
+def _within(section: Section) -> Sequence[Fold | Card]:
+    if isinstance(section, Folds):
+        return section.folds
+    return section.cards if isinstance(section, Cards) else ()
 
 
 def _anchors(sections: Sequence[Section]) -> frozenset[str]:
     """What can be linked to; a link to anything else is shown as its words alone."""
-    seen = [section.anchor for section in sections if isinstance(section, Diagram)]
-    seen += [fold.anchor for part in sections if isinstance(part, Folds) for fold in part.folds]
+    seen = [section.anchor for section in sections if isinstance(section, (Diagram, Scoreboard))]
+    seen += [one.anchor for section in sections for one in _within(section)]
     seen = [anchor for anchor in seen if anchor]
     for anchor in seen:
         if seen.count(anchor) > 1:
@@ -103,41 +122,20 @@ def _block(section: Section) -> dict[str, Any]:
     }
 
 
-def _folds(section: Folds) -> list[dict[str, Any]]:
+def _inside(section: Folds | Cards) -> list[dict[str, Any]]:
+    """Folds or cards, each with its own sections."""
     return [
-        {"fold": fold, "blocks": [_block(one) for one in fold.sections]} for fold in section.folds
+        {"one": one, "blocks": [_block(part) for part in one.sections]} for one in _within(section)
     ]
-
-
-def _chart(chart: Chart) -> dict[str, Any]:
-    return {
-        "x": chart.x_label,
-        "y": chart.y_label,
-        "log": chart.log_y,
-        "range": list(chart.y_range) if chart.y_range else None,
-        "lines": [_line(line, chart.log_y) for line in chart.lines],
-    }
-
-
-def _line(line: Line, log: bool) -> dict[str, Any]:
-    def shown(value: float) -> float | None:  # JSON has no NaN, and a logarithm no zero
-        kept = math.isfinite(value) and not (log and value <= 0)
-        return float(f"{value:.5g}") if kept else None
-
-    return {
-        "name": line.name,
-        "x": [float(value) for value in line.x],
-        "y": [shown(value) for value in line.y],
-        "colour": line.colour,
-        "dashed": line.dashed,
-    }
 
 
 #: What a section's template needs besides the section itself.
 _DATA: dict[type[Section], Callable[[Any], Any]] = {
     Table: lambda table: [column in table.numeric for column in table.columns],
-    Chart: _chart,
-    Folds: _folds,
+    Chart: chart_data,
+    Heat: heat_data,
+    Folds: _inside,
+    Cards: _inside,
     Plots: lambda plots: [drawn(plot) for plot in plots.plots],
     Diagram: pieces,
     Widget: lambda widget: needed("markupsafe").Markup(widget.markup),

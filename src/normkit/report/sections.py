@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from normkit.report.cards import Cards, Code, Scoreboard
+from normkit.report.charts import Chart, Heat
 from normkit.report.diagram import Diagram
 from normkit.report.levels import check_level
 from normkit.report.plots import Plots
-
-COLOURS = 5  # as many as page.css defines
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, all already words; `numeric` names the columns to be set to the right."""
+    """Rows of cells, all already words.
+
+    Args:
+        numeric: columns to be set to the right.
+        stacked: on a telephone a row is a block, each cell below the name of its column.
+    """
 
     heading: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[str] = frozenset()
     note: str = ""
+    stacked: bool = False
 
     def __post_init__(self) -> None:
         for number, row in enumerate(self.rows):
@@ -43,41 +49,6 @@ class Table:
                 f"numeric names {sorted(unknown)}, which the table {self.heading!r} does not have; "
                 f"its columns are {list(self.columns)}"
             )
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart. Lines of one name share an entry of the legend; NaN and Inf are gaps."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    colour: int = 0
-    dashed: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise ValueError(
-                f"the line {self.name!r} has {len(self.x)} values of x and {len(self.y)} of y; "
-                "expected as many of each"
-            )
-        if not 0 <= self.colour < COLOURS:
-            raise ValueError(
-                f"the line {self.name!r} has colour {self.colour}; expected 0 to {COLOURS - 1}"
-            )
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Lines over two axes, each named with its unit."""
-
-    heading: str
-    x_label: str
-    y_label: str
-    lines: Sequence[Line]
-    log_y: bool = False
-    y_range: tuple[float, float] | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,4 +154,7 @@ class Widget:
     script: str = ""
 
 
-Section = Text | Table | Chart | Verdict | Notices | Folds | Plots | Diagram | Widget
+Section = (
+    Text | Table | Chart | Heat | Verdict | Notices | Folds | Plots | Diagram | Widget
+    | Scoreboard | Cards | Code
+)  # fmt: skip
