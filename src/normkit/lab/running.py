@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from normkit.words import first_line
 
 __all__ = ["Done", "Task", "carry_out", "left", "measure", "on_cluster", "on_this_machine"]
 
+Work = Callable[["Task", str | None], "Done"]
 PACKAGES = ("normkit", "numpy", "numba", "torch", "scikit-learn")
 
 
@@ -107,21 +108,26 @@ def carry_out(task: Task, commit: str | None = None) -> Done:
     return Done(task, record)
 
 
-def on_this_machine(tasks: Sequence[Task], jobs: int) -> Generator[Done, None, None]:
+def on_this_machine(
+    tasks: Sequence[Task], jobs: int, work: Work | None = None
+) -> Generator[Done, None, None]:
     """Carry out the tasks in so many processes; each as it is done.
+
+    Args:
+        work: what is done with a task and the commit; :func:`carry_out` by default.
 
     Raises:
         RuntimeError: a process was killed, such as for want of memory.
     """
-    commit = machine.commit()
+    commit, work = machine.commit(), work or carry_out
     if jobs == 1 or len(tasks) <= 1:
         for task in tasks:
-            yield carry_out(task, commit)
+            yield work(task, commit)
         return
     joblib = needed("joblib")
     pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
     try:
-        yield from pool(joblib.delayed(carry_out)(task, commit) for task in tasks)
+        yield from pool(joblib.delayed(work)(task, commit) for task in tasks)
     except needed("joblib.externals.loky.process_executor").TerminatedWorkerError as error:
         raise RuntimeError(
             "a process of the lab was killed, perhaps for want of memory; the same command goes on "
@@ -129,22 +135,25 @@ def on_this_machine(tasks: Sequence[Task], jobs: int) -> Generator[Done, None, N
         ) from error
 
 
-def on_cluster(tasks: Sequence[Task], where: str) -> Generator[Done, None, None]:
+def on_cluster(
+    tasks: Sequence[Task], where: str, work: Work | None = None
+) -> Generator[Done, None, None]:
     """Carry out the tasks on the workers of a Dask cluster; each as it is done.
 
     A task whose worker dies goes to another one.
 
     Args:
         where: the scheduler's address, or ``local:2`` for two workers on this machine.
+        work: see :func:`on_this_machine`.
 
     Raises:
         OptionError: there is no such cluster.
     """
-    commit = machine.commit()
+    commit, work = machine.commit(), work or carry_out
     distributed = needed("distributed")
     with _client(distributed, where) as client:
         futures = [
-            client.submit(carry_out, task, commit, key=f"normkit-{task.key}", pure=False)
+            client.submit(work, task, commit, key=f"normkit-{task.key}", pure=False)
             for task in tasks
         ]
         tasks_of = {future.key: task for future, task in zip(futures, tasks, strict=True)}
