@@ -10,7 +10,7 @@ from pathlib import Path
 
 from normkit.errors import FileError, OptionError
 from normkit.lab.claim import Claim
-from normkit.lab.claims import all_claims, find
+from normkit.lab.claims import TOPICS, find
 from normkit.lab.data import NAMES, load
 from normkit.lab.events import write_events
 from normkit.lab.progress import Progress
@@ -112,11 +112,10 @@ def report(out: str | Path, *, data: str | None = None, quick: bool | None = Non
         )
         raise _empty(folder, why)
     last = chosen[-1]
-    known = {claim.name for claim in all_claims()}
-    of_other_versions = sorted({record.claim for record in chosen} - known)
-    results.damaged += [f"{name}: no claim of this version" for name in of_other_versions]
     done = {record.claim for record in chosen}
-    claims = [claim for claim in all_claims() if claim.name in done]
+    known = [name for names in TOPICS.values() for name in names if name in done]
+    results.damaged += [f"{name}: no claim of this version" for name in sorted(done - {*known})]
+    claims = find(known) if known else []
     return _told(results, claims, last.data, last.quick, {})
 
 
