@@ -59,8 +59,8 @@ def _left(setup: Setup, momentum: float, batches: tuple[torch.Tensor, ...]) -> l
     for batch in batches:
         for layer in layers:
             layer(batch)
-        apart = layers[1].running_mean - layers[0].running_mean
-        left.append(float((apart @ start) / (start @ start)))
+        distance = layers[1].running_mean - layers[0].running_mean
+        left.append(float((distance @ start) / (start @ start)))
     return left
 
 
