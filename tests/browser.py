@@ -27,7 +27,11 @@ QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
 )
-KEYS = {"Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " ")}
+KEYS = {
+    "Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " "), "+": (187, "+"), "-": (189, "-"),
+    "0": (48, "0"), "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+}  # fmt: skip
 PATIENCE = 60.0  # seconds for one answer
 
 

@@ -72,7 +72,7 @@
     return Object.assign({
       automargin: true, fixedrange: coarse.matches, gridcolor: colour("rule"), linecolor: colour("faint"),
       zeroline: false, ticks: "outside", tickcolor: colour("rule"), nticks: 7,
-    }, log ? { type: "log", exponentformat: "power" } : {}, more);
+    }, log ? { type: "log", exponentformat: "power", nticks: 4 } : {}, more);
   }
 
   function layout(chart) {

@@ -26,7 +26,8 @@ class Table:
 
     Args:
         numeric: columns to be set to the right.
-        stacked: on a telephone a row is a block, each cell below the name of its column.
+        stacked: on a telephone a row is a block, with the name of its column beside each cell;
+            empty cells are left out there, and dashes elsewhere.
     """
 
     heading: str
