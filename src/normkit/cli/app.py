@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from normkit.cli.commands import audit, bench, convert, demo, fold, insert, lab, recalibrate
+from normkit.cli.commands import (
+    audit,
+    bench,
+    convert,
+    demo,
+    explain,
+    fold,
+    insert,
+    lab,
+    recalibrate,
+)
 
 app = typer.Typer(
     name="normkit",
@@ -18,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (audit, recalibrate, fold, convert, insert, bench, demo):
+for module in (audit, recalibrate, fold, convert, insert, bench, demo, explain):
     app.command(module.NAME, epilog=module.EPILOG, no_args_is_help=module.NEEDS_ARGUMENTS)(
         module.command
     )
