@@ -60,7 +60,7 @@ def norm_layer(kind: Norm, features: int, *, dims: int = 0, **options: Any) -> n
     if kind == "frn" and dims:
         return beyond.FilterResponseNorm(features, **options)
     if kind == "tanh":
-        return beyond.DynamicTanh(features, **options)
+        return beyond.DynamicTanh(features, **{"axis": 1, **options})
     raise ValueError(f"no norm called {kind!r} for {'feature maps' if dims else 'vectors'}")
 
 

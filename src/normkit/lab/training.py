@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -53,6 +54,10 @@ class Run:
         """Steps until the test accuracy first reached the goal; infinite where it never did."""
         reached = (s for s, a in zip(self.steps, self.accuracies, strict=True) if a >= goal)
         return float(next(reached, math.inf))
+
+    def settled(self, count: int = 10) -> float:
+        """The mean of the last measurements, which jumps less than the last one."""
+        return fmean(self.accuracies[-count:])
 
 
 def batches(data: Data, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -137,7 +142,7 @@ def train(
         network, feed, rate=rate, steps=steps, momentum=momentum, decay=decay, before=before
     ):
         run.losses.append(step.loss)
-        run.diverged = not step.loss <= LARGE * run.losses[0]
+        run.diverged = not math.isfinite(step.loss) or step.loss > LARGE * run.losses[0]
         if run.diverged or step.number % every == 0 or step.number == steps:
             run.steps.append(step.number)
             run.accuracies.append(accuracy(network, data))

@@ -15,20 +15,25 @@ CURVES = Axes("Test accuracy", "training steps", "test images right (share)", y_
 
 
 def measure(setup: Setup) -> Measured:
+    steps = setup.pick(1200, 600)
     runs = {
-        norm: train(
+        name: train(
             replace(NETWORK, norm=norm).build(setup.data, setup.seed), setup.data,
-            rate=0.5, steps=setup.pick(1200, 900), seed=setup.seed, every=20, goal=GOAL,
+            rate=0.5, steps=steps, seed=setup.seed,
         )
-        for norm in ("batch", "none")
+        for name, norm in (("batch norm", "batch"), ("no norm", "none"))
     }  # fmt: skip
-    batch, plain = runs["batch"].steps_to(GOAL), runs["none"].steps_to(GOAL)
+    batch, plain = (run.steps_to(GOAL) for run in runs.values())
     return Measured(
-        {"share": batch / plain, "batch": batch, "plain": plain},
-        [
-            Series(CURVES.heading, name, run.steps, run.accuracies)
-            for name, run in zip(("batch norm", "no norm"), runs.values(), strict=True)
-        ],
+        {
+            # A network that never gets there took all steps at least: the share is an upper bound.
+            "share": batch / min(plain, steps),
+            "batch": batch,
+            "plain": plain,
+            "batch_accuracy": runs["batch norm"].settled(),
+            "plain_accuracy": runs["no norm"].settled(),
+        },
+        [Series(CURVES.heading, name, run.steps, run.accuracies) for name, run in runs.items()],
     )
 
 
@@ -39,16 +44,19 @@ CLAIM = Claim(
     "batch norm in front of each sigmoid.",
     source="Ioffe & Szegedy 2015, section 4.1 and figure 1a",
     paper="MNIST, 3 layers of 100, batches of 60, 50,000 steps: a curve, no single figure",
-    experiment="The same network from small Gaussian weights (deviation 0.1), rate 0.5: steps "
-    "until 95 % of the test images are right.",
+    experiment="The same network from small Gaussian weights (deviation 0.1), batches of 60, rate "
+    "0.5, 1200 steps: steps until 95 % of the test images are right.",
     numbers=(
         Number("share", "steps with batch norm as a share of those without", "%", at_most=1 / 3),
         Number("batch", "steps with batch norm", "steps"),
         Number("plain", "steps without", "steps"),
+        Number("batch_accuracy", "accuracy at the end with batch norm", "%"),
+        Number("plain_accuracy", "accuracy at the end without", "%"),
     ),
     charts=(CURVES,),
     measure=measure,
     caveat="It rests on the small initial weights: from a deviation of 0.3 the gain is about "
-    "twofold (see the claim initial_scale).",
+    "twofold (see the claim initial_scale). Both networks end at about the same accuracy here: "
+    "the second half of the sentence has no criterion.",
     seconds=3,
 )

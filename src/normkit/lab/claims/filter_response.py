@@ -1,0 +1,76 @@
+"""Filter response norm learns from single images."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from normkit.lab.claim import Axes, Claim, Measured, Number, Series
+from normkit.lab.networks import Conv, Norm
+from normkit.lab.setup import Setup
+from normkit.lab.sizes import Regime
+from normkit.torch import beyond
+
+
+def _filter_response(channels: int) -> nn.Module:
+    """With the threshold that stands in for the ReLU."""
+    return nn.Sequential(
+        beyond.FilterResponseNorm(channels), beyond.ThresholdedLinearUnit(channels)
+    )
+
+
+NORMS: dict[str, tuple[Norm, str]] = {
+    "frn": (_filter_response, "linear"),
+    "batch": ("batch", "relu"),
+}
+WORDS = {"frn": "filter response norm", "batch": "batch norm"}
+CURVE = Axes(
+    "Test error by the size of the batch", "images in a batch", "test images wrong (share)",
+    log_x=True, y_range=(0, 1),
+)  # fmt: skip
+
+
+def _built(network: Conv, setup: Setup, _: int) -> nn.Module:
+    return network.build(setup.data, setup.seed)
+
+
+def measure(setup: Setup) -> Measured:
+    regime = Regime(setup.pick(1280, 320))
+    sizes = setup.pick((32, 8, 2, 1), (32, 1))
+    errors = {}
+    for name, (norm, activation) in NORMS.items():
+        network = Conv((8, 16), activation, norm, pool=False)
+        errors[name] = regime.errors(partial(_built, network, setup), setup.data, sizes, setup.seed)
+    frn, batch = errors["frn"], errors["batch"]
+    return Measured(
+        {
+            "alone": 1 - frn[1],
+            "frn_32": frn[32],
+            "batch_32": batch[32],
+            "parity": 100 * (batch[32] - frn[32]),
+            "batch_1": batch[1],
+        },
+        [
+            Series(CURVE.heading, WORDS[name], [float(s) for s in sizes], list(of.values()))
+            for name, of in errors.items()
+        ],
+    )
+
+
+CLAIM = Claim(
+    name="filter_response",
+    title="Filter response norm learns from single images",
+    sentence="x",
+    source="Singh & Krishnan 2020",
+    experiment="",
+    numbers=(
+        Number("alone", "right, filter response norm, one image a step", "%", at_least=0.9),
+        Number("frn_32", "wrong, filter response norm, batches of 32", "%"),
+        Number("batch_32", "wrong, batch norm, batches of 32", "%"),
+        Number("parity", "x", "points"),
+        Number("batch_1", "wrong, batch norm, one image a step", "%"),
+    ),
+    charts=(CURVE,),
+    measure=measure,
+)
