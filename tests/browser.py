@@ -86,6 +86,10 @@ class Browser:
         while "Page.loadEventFired" not in self._events:
             self._receive(deadline)
 
+    def touch(self, on: bool) -> None:
+        """Whether there is a touch screen, and nothing finer."""
+        self._call("Emulation.setTouchEmulationEnabled", enabled=on)
+
     def resize(self, width: int, height: int = 900) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
@@ -108,6 +112,35 @@ class Browser:
         down = {"text": text} if text else {}
         self._call("Input.dispatchKeyEvent", type="keyDown", **both, **down)
         self._call("Input.dispatchKeyEvent", type="keyUp", **both)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """With the left button, in pixels of the window."""
+        self._mouse("mousePressed", start)
+        for share in (0.3, 0.7, 1.0):
+            self._mouse(
+                "mouseMoved",
+                tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)),
+            )
+        self._mouse("mouseReleased", end)
+
+    def double_click(self, at: tuple[float, float]) -> None:
+        for count in (1, 2):
+            self._mouse("mousePressed", at, count)
+            self._mouse("mouseReleased", at, count)
+
+    def swipe(self, at: tuple[float, float], up: float) -> None:
+        """With a finger, as on a telephone."""
+        x, y = at
+        self._call(
+            "Input.synthesizeScrollGesture",
+            x=x, y=y, yDistance=-up, gestureSourceType="touch", speed=2000,
+        )  # fmt: skip
+
+    def _mouse(self, what: str, at: tuple[float, ...], count: int = 1) -> None:
+        self._call(
+            "Input.dispatchMouseEvent",
+            type=what, x=at[0], y=at[1], button="left", buttons=1, clickCount=count,
+        )  # fmt: skip
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         found = self._call("Page.captureScreenshot", captureBeyondViewport=whole)

@@ -99,21 +99,20 @@ def _score(judged: Sequence[Judged], by_topic: dict[str, list[Judged]]) -> Score
 def _sentence(counts: Counter[Status]) -> str:
     """What it all comes to."""
     tried = counts["reproduced"] + counts["not reproduced"]
-    parts = []
-    if tried:
+    reported, glanced = counts["reported"], counts["first look"]
+    parts = [
+        f"Of {counted(tried, 'claim')} with a criterion, {counts['reproduced']} reproduced on "
+        f"this machine and {counts['not reproduced']} did not."
+        if tried
+        else "No claim has a verdict yet."
+    ]
+    if reported:
+        verb = "is" if reported == 1 else "are"
+        parts.append(f"{counted(reported, 'claim')} {verb} reported without a verdict.")
+    if glanced:
         parts.append(
-            f"Of {counted(tried, 'claim')} with a criterion, {counts['reproduced']} reproduced on "
-            f"this machine and {counts['not reproduced']} did not."
-        )
-    else:
-        parts.append("No claim has a verdict yet.")
-    if counts["reported"]:
-        verb = "is" if counts["reported"] == 1 else "are"
-        parts.append(f"{counts['reported']} more {verb} reported without a verdict.")
-    if counts["first look"]:
-        parts.append(
-            f"{counted(counts['first look'], 'claim')} had a first look only: a quick run, or "
-            f"fewer than {SEEDS} seeds, gives no verdict."
+            f"{counted(glanced, 'claim')} had a first look only: a quick run, or fewer than "
+            f"{SEEDS} seeds, gives no verdict."
         )
     return " ".join(parts)
 

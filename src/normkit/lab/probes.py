@@ -28,6 +28,7 @@ __all__ = [
     "moved",
     "parameters_by_layer",
     "power",
+    "ratio",
 ]
 
 Tensor = torch.Tensor
@@ -93,13 +94,13 @@ class Line:
     @property
     def relative_change(self) -> float:
         """The largest change of the gradient, in multiples of the gradient."""
-        return max(self.changes) / self.size
+        return ratio(max(self.changes), self.size)
 
     @property
     def smoothness(self) -> float:
         """The largest change of the gradient by distance: "effective beta-smoothness"."""
         steps = zip(self.changes, self.lengths, strict=True)
-        return max(change / (length * self.size) for change, length in steps)
+        return max(ratio(change, length * self.size) for change, length in steps)
 
 
 def along_gradient(network: nn.Module, x: Tensor, y: Tensor, lengths: Sequence[float]) -> Line:
@@ -127,6 +128,11 @@ class Shift:
     difference: float
     size: float
     cosine: float
+
+    @property
+    def relative(self) -> float:
+        """The difference by the size of the gradient."""
+        return ratio(self.difference, self.size)
 
 
 def covariate_shift(network: nn.Module, x: Tensor, y: Tensor, rate: float) -> list[Shift]:
@@ -163,6 +169,13 @@ def loss_slice(
     return rows
 
 
+def ratio(this: float, that: float) -> float:
+    """This by that, also where that is 0: infinite, or NaN where both are."""
+    if that:
+        return this / that
+    return math.copysign(math.inf, this) if this else math.nan
+
+
 def power(x: Sequence[float], y: Sequence[float]) -> float:
     """The power of x that y follows: the slope of the line through the logarithms; NaN without.
 
@@ -187,8 +200,7 @@ def _gradients(
 def _shift(before: Tensor, after: Tensor) -> Shift:
     size, other = float(before.norm()), float(after.norm())
     product = float((before * after).sum())
-    cosine = product / (size * other) if size * other else float("nan")
-    return Shift(float((after - before).norm()), size, cosine)
+    return Shift(float((after - before).norm()), size, ratio(product, size * other))
 
 
 @contextmanager

@@ -68,12 +68,21 @@
     }];
   }
 
-  function axis(log, more) {
+  // Plain numbers on a logarithmic axis, and powers of ten where they would be long.
+  function logarithmic(values) {
+    const long = values.some((value) => value !== null && (value < 1e-4 || value >= 1e6));
+    return Object.assign({ type: "log", nticks: 4 }, long ? { exponentformat: "power" } : { tickformat: "~g" });
+  }
+
+  function axis(log, values, more) {
     return Object.assign({
       automargin: true, fixedrange: coarse.matches, gridcolor: colour("rule"), linecolor: colour("faint"),
       zeroline: false, ticks: "outside", tickcolor: colour("rule"), nticks: 7,
-    }, log ? { type: "log", exponentformat: "power", nticks: 4 } : {}, more);
+    }, log ? logarithmic(values) : {}, more);
   }
+
+  // Of all lines, and of the map itself.
+  const along = (chart, name) => chart.lines ? chart.lines.flatMap((line) => line[name]) : chart[name];
 
   function layout(chart) {
     const loose = chart.kind === "lines" ? { rangemode: "tozero" } : { showgrid: false };
@@ -81,11 +90,11 @@
     const size = printing ? PAPER[chart.kind] : [];
     return {
       margin: { l: 36, r: 10, t: 8, b: 24 }, uirevision: "kept", showlegend: false,
-      width: size[0], height: size[1], autosize: !printing, dragmode: "zoom",
+      width: size[0], height: size[1], autosize: !printing, dragmode: coarse.matches ? false : "zoom",
       paper_bgcolor: colour("paper"), plot_bgcolor: colour("paper"),
       font: { color: colour("ink"), size: 13, family: getComputedStyle(document.body).fontFamily },
-      xaxis: axis(chart.log_x, loose),
-      yaxis: axis(chart.log, range ? Object.assign({}, loose, { range: range }) : loose),
+      xaxis: axis(chart.log_x, along(chart, "x"), loose),
+      yaxis: axis(chart.log, along(chart, "y"), range ? Object.assign({}, loose, { range: range }) : loose),
       hovermode: chart.unified ? "x unified" : "closest",
       hoverlabel: { namelength: -1, bgcolor: colour("band"), bordercolor: colour("rule"), font: { color: colour("ink") } },
     };

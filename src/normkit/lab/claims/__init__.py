@@ -41,8 +41,6 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "ghost",
         "layer_norm",
         "filter_response",
-        "family_in_convnets",
-        "batch_composition",
     ),
     "Training against inference": (
         "precise_statistics",
@@ -59,12 +57,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "explosion",
         "residual_branches",
     ),
-    "Without batch norm, or with less memory": (
-        "fixup",
-        "scaled_weights",
-        "dynamic_tanh",
-        "in_place",
-    ),
+    "Without batch norm, or with less memory": (),
     "Exact identities": (
         "gradient_sums",
         "gradient_norm",

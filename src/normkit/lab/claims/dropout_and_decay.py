@@ -14,9 +14,7 @@ NORMS = {"batch norm": "batch", "no norm": "none"}
 DROPOUTS = (0.0, 0.1, 0.2, 0.5)
 DECAY = 0.02
 WRONG = 0.2
-BY_DROPOUT = Axes(
-    "Accuracy by dropout", "dropout (share)", "test images right (share)", y_range=(0.85, 1),
-)  # fmt: skip
+BY_DROPOUT = Axes("Accuracy by dropout", "dropout (share)", "test images right (share)")
 
 
 def measure(setup: Setup) -> Measured:
@@ -54,14 +52,9 @@ def _accuracy(setup: Setup, norm: str, dropout: float, decay: float) -> float:
     network = Dense((100, 100, 100), norm=norm, dropout=dropout).build(data, setup.seed)
     torch.manual_seed(setup.seed)  # dropout draws from the global generator: alike for all
     run = train(
-        network,
-        data,
-        rate=0.1,
-        steps=setup.pick(500, 120),
-        seed=setup.seed,
-        decay=decay,
+        network, data, rate=0.1, steps=setup.pick(400, 120), seed=setup.seed, decay=decay,
         every=setup.pick(10, 5),
-    )
+    )  # fmt: skip
     return run.settled()
 
 
@@ -70,9 +63,9 @@ CLAIM = Claim(
     title="Does batch norm take the place of dropout and L2?",
     sentence="Batch norm regularizes too, and may take the place of dropout.",
     source="A question of ours; Ioffe & Szegedy 2015, section 3.4, found dropout dispensable",
-    experiment="A perceptron of 3 ReLU layers of 100, batches of 60, 500 steps at rate 0.1. A "
+    experiment="A perceptron of 3 ReLU layers of 100, batches of 60, 400 steps at rate 0.1. A "
     "fifth of the training labels is drawn at random, so that there is something to overfit. Test "
-    "accuracy, the mean of the last 10 of 50 measurements, with dropout of 0.2 behind each "
+    "accuracy, the mean of the last 10 of 40 measurements, with dropout of 0.2 behind each "
     "activation, with L2 of 0.02 on everything learnt, with both and with neither.",
     numbers=tuple(
         Number(f"{norm}_{key}", f"accuracy, {name}, {words}", "%")
@@ -86,5 +79,9 @@ CLAIM = Claim(
     ),
     charts=(BY_DROPOUT,),
     measure=measure,
-    seconds=9,
+    caveat="Not here: where labels are wrong the network with batch norm and nothing else learns "
+    "them faster and ends below the plain one; a little dropout gives both the most. L2 works on "
+    "batch norm's scale and shift too; on the weights in front of it, it changes the rate only "
+    "(see the claim weight_decay).",
+    seconds=8,
 )

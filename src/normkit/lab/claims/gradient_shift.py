@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.networks import Dense
-from normkit.lab.probes import Shift, covariate_shift
+from normkit.lab.probes import Shift, covariate_shift, ratio
 from normkit.lab.setup import Setup
 from normkit.lab.training import Step, train
 
@@ -68,7 +68,7 @@ def _difference(layers: Sequence[Shift]) -> float:
 
 
 def _relative(layers: Sequence[Shift]) -> float:
-    return fmean(layer.difference / layer.size for layer in layers)
+    return fmean(layer.relative for layer in layers)
 
 
 def _cosine(layers: Sequence[Shift]) -> float:
@@ -79,7 +79,7 @@ def _ratio(
     found: Mapping[str, list[list[Shift]]], quantity: Callable[[Sequence[Shift]], float]
 ) -> float:
     """The median over the steps with batch norm, by the one without."""
-    return median(map(quantity, found["batch"])) / median(map(quantity, found["none"]))
+    return ratio(median(map(quantity, found["batch"])), median(map(quantity, found["none"])))
 
 
 CLAIM = Claim(

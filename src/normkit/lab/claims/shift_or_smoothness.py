@@ -7,7 +7,7 @@ from statistics import fmean, median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.networks import Dense
-from normkit.lab.probes import along_gradient, covariate_shift
+from normkit.lab.probes import along_gradient, covariate_shift, ratio
 from normkit.lab.setup import Setup
 from normkit.lab.training import Step, train
 
@@ -31,17 +31,17 @@ class Point:
 
 
 def measure(setup: Setup) -> Measured:
-    batch, plain = (_points(setup, norm) for norm in NETWORKS)
+    found = [_points(setup, norm) for norm in NETWORKS]
     return Measured(
         {
-            "shift": median(p.shift for p in batch) / median(p.shift for p in plain),
-            "roughness": median(p.roughness for p in batch) / median(p.roughness for p in plain),
-            "shift_less": _less([p.shift for p in batch], [p.shift for p in plain]),
-            "roughness_less": _less([p.roughness for p in batch], [p.roughness for p in plain]),
+            "shift": ratio(*(median(p.shift for p in points) for points in found)),
+            "roughness": ratio(*(median(p.roughness for p in points) for points in found)),
+            "shift_less": _less(*([p.shift for p in points] for points in found)),
+            "roughness_less": _less(*([p.roughness for p in points] for points in found)),
         },
         [
             Series(BOTH.heading, name, [p.shift for p in points], [p.roughness for p in points])
-            for name, points in zip(NETWORKS.values(), (batch, plain), strict=True)
+            for name, points in zip(NETWORKS.values(), found, strict=True)
         ],
     )
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.networks import Dense
-from normkit.lab.probes import Line, along_gradient
+from normkit.lab.probes import Line, along_gradient, ratio
 from normkit.lab.setup import Setup
 from normkit.lab.training import Step, train
 
@@ -61,7 +61,7 @@ def measure(setup: Setup) -> Measured:
 def _share(lines: dict[str, list[Line]], quantity: str) -> float:
     """The median over the steps with batch norm, by the one without."""
     batch, plain = (median(getattr(one, quantity) for one in lines[norm]) for norm in NETWORKS)
-    return float(batch / plain)
+    return ratio(batch, plain)
 
 
 CLAIM = Claim(
