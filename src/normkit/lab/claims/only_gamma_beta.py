@@ -57,13 +57,13 @@ def _accuracy(setup: Setup, width: int, learning: str) -> float:
 
 def only(
     network: nn.Sequential, learning: str, generator: torch.Generator
-) -> dict[nn.Parameter, torch.Tensor]:
+) -> dict[torch.Tensor, torch.Tensor]:
     """Let this learn and nothing else; of weights, where to keep their gradients."""
     *body, head = network
     network.requires_grad_(learning == "all")
     if learning == "head":
         head.requires_grad_(True)
-    masks = {}
+    masks: dict[torch.Tensor, torch.Tensor] = {}
     for layer in body:
         if learning == "norms" and isinstance(layer, nkt.BatchNorm1d):
             layer.requires_grad_(True)

@@ -13,6 +13,7 @@ from normkit.lab.training import Step, train
 
 NETWORK = Dense((64,) * 8)
 RATE = 0.1
+EVERY = 4
 LENGTHS = tuple(RATE * factor for factor in (0.5, 1, 2, 4))
 NETWORKS = {"batch": "batch norm", "none": "no norm"}
 LOSS = Axes(
@@ -26,22 +27,10 @@ CHANGE = Axes(
 
 
 def measure(setup: Setup) -> Measured:
-    every = 4
-    lines: dict[str, list[Line]] = {norm: [] for norm in NETWORKS}
-    for norm, found in lines.items():
-        network = replace(NETWORK, norm=norm).build(setup.data, setup.seed)
-
-        def probe(step: Step, network=network, found=found) -> None:  # type: ignore[no-untyped-def]
-            if step.number % every == 0:
-                found.append(along_gradient(network, step.x, step.y, LENGTHS))
-
-        train(
-            network, setup.data, rate=RATE, steps=setup.pick(200, 60), seed=setup.seed,
-            every=200, before=probe,
-        )  # fmt: skip
+    lines = {norm: _lines(setup, norm) for norm in NETWORKS}
     series = []
     for norm, name in NETWORKS.items():
-        steps = [float(every * n) for n in range(1, len(lines[norm]) + 1)]
+        steps = [float(EVERY * n) for n in range(1, len(lines[norm]) + 1)]
         ranges = [line.loss_range for line in lines[norm]]
         changes = [line.relative_change for line in lines[norm]]
         series += [
@@ -56,6 +45,21 @@ def measure(setup: Setup) -> Measured:
         },
         series,
     )
+
+
+def _lines(setup: Setup, norm: str) -> list[Line]:
+    network = replace(NETWORK, norm=norm).build(setup.data, setup.seed)
+    found: list[Line] = []
+
+    def probe(step: Step) -> None:
+        if step.number % EVERY == 0:
+            found.append(along_gradient(network, step.x, step.y, LENGTHS))
+
+    train(
+        network, setup.data, rate=RATE, steps=setup.pick(200, 60), seed=setup.seed, every=200,
+        before=probe,
+    )  # fmt: skip
+    return found
 
 
 def _share(lines: dict[str, list[Line]], quantity: str) -> float:

@@ -107,8 +107,9 @@ CLAIM = Claim(
     ),
     charts=(OVER_TIME,),
     measure=measure,
-    caveat="The plain network's growth is that from its small initial weights, of which batch norm "
-    "is independent; from larger weights it grows less. Inputs are seen as in training: with "
-    "running statistics, which have nothing to go by at first, batch norm's would grow as much.",
+    caveat="The plain network's spread grows from what its small initial weights make of it: from "
+    "a deviation of 0.3 it grows 3.5 to 3.8 times only, with batch norm 1.5 times. Inputs are "
+    "seen as in training: with running statistics, which have nothing to go by at first, batch "
+    "norm's would grow as much.",
     seconds=4,
 )
