@@ -106,6 +106,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def until(self, expression: str, patience: float = 20.0) -> bool:
+        """Whether it comes true in so many seconds: on a busy machine, drawing takes its time."""
+        deadline = time.monotonic() + patience
+        while not (found := bool(self.ask(expression))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
     def press(self, key: str) -> None:
         code, text = KEYS[key]
         both = {"key": key, "windowsVirtualKeyCode": code, "code": key.strip() or "Space"}

@@ -227,8 +227,10 @@ def test_interrupted_run_leaves_no_file(tmp_path):
     command = [*COMMAND, "--out", tmp_path / "page.html"]
     command.remove("--quick")  # a signal that comes late on a busy machine still finds it training
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as run:
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # What runs in the background of a shell is deaf to it, and passes that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as run:  # fmt: skip
         for line in run.stderr:
             if line.startswith("[1/"):
                 break

@@ -520,8 +520,7 @@ def test_a_finger_on_a_chart_scrolls_the_page(browser, sheet):
         home, top = browser.ask(RANGE.format("x")), browser.ask("scrollY")
         assert browser.ask("matchMedia('(pointer: coarse)').matches")
         browser.swipe(middle_of_first_chart(browser), up=300)
-        wait(browser, 400)
-        assert browser.ask("scrollY") - top > 200
+        assert browser.until(f"scrollY - {top} > 200")
         assert browser.ask(RANGE.format("x")) == home
         browser.ask("document.querySelector('.tools [data-act=in]').click()")
         wait(browser)
@@ -537,9 +536,8 @@ def test_arrows_scroll_the_page_where_nothing_is_zoomed(browser, sheet):
     browser.ask("document.querySelector('.plot').focus()")
     home, top = browser.ask(RANGE.format("y")), browser.ask("scrollY")
     browser.press("ArrowDown")
-    wait(browser, 600)
+    assert browser.until(f"scrollY > {top}")
     assert browser.ask(RANGE.format("y")) == home
-    assert browser.ask("scrollY") > top
 
 
 @pytest.mark.browser

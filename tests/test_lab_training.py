@@ -79,12 +79,11 @@ class TestDescend:
             seen.append((step.number, network[1].weight.grad.clone()))
 
         (step,) = descend(network, [(x, y)], rate=0.1, steps=5, before=look)
-        before = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
         ((number, gradient),) = seen
         assert number == step.number == 1
         assert torch.allclose(network[1].weight, weight - 0.1 * gradient)
-        assert step.loss != loss_of(network, x, y) == float(F.cross_entropy(network(x), y))
-        del before
+        with torch.no_grad():
+            assert step.loss != loss_of(network, x, y) == float(F.cross_entropy(network(x), y))
 
     def test_momentum_and_decay(self):
         network = Constant()
@@ -131,7 +130,7 @@ class TestDescend:
         steps = list(descend(spoilt, [(x, y)] * 3, rate=0.1, steps=3))
         assert len(steps) == 1
         assert not math.isfinite(steps[0].loss)
-        assert float(spoilt.scores[1]) == float(network.scores[1])
+        assert torch.equal(spoilt.scores[1:], network.scores[1:])
 
     def test_it_takes_no_batch_more_than_it_needs(self):
         feed = iter([_train()] * 5)
@@ -153,7 +152,8 @@ class TestTrain:
         assert run.steps == [0, 10, 20, 25]
         assert len(run.accuracies) == 4
         assert len(run.losses) == 25
-        assert run.accuracy == run.accuracies[-1] == accuracy(run.network, DATA) > 0.9
+        assert run.accuracy == run.accuracies[-1] == accuracy(run.network, DATA)
+        assert run.accuracy > 0.8 > run.accuracies[0]
 
     def test_it_stops_at_a_goal(self):
         run = train(

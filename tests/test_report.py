@@ -659,7 +659,7 @@ def test_page_prints_on_light_paper(browser, sheet, tmp_path):
     assert paper == "rgb(255, 255, 255)"
     assert browser.ask("getComputedStyle(document.querySelector('.all')).display") == "none"
     chart = "getComputedStyle(document.querySelector('.plot .main-svg')).backgroundColor"
-    assert browser.ask(chart) == "rgb(255, 255, 255)"
+    assert browser.until(f"{chart} === 'rgb(255, 255, 255)'")
     browser.emulate()
     browser.pdf(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""The demo's page: the journey of one network, and the learning curves of all."""
+"""The demo's page: the journey of one network, the learning curves of all, a look at the lab."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from normkit.demo.chapters import chapters, verdict
 from normkit.demo.journey import Journey
+from normkit.demo.lab import Visit
 from normkit.demo.networks import DESCRIPTION, Init, Network
 from normkit.demo.summary import COLUMNS, NUMERIC, Group
 from normkit.demo.training import BATCH, EVERY, Result
@@ -15,7 +16,12 @@ TITLE = "Batch norm on digits: learned with and without, then spoiled, repaired 
 
 
 def render(
-    groups: Sequence[Group], found: Sequence[str], checked: str, init: Init, journey: Journey
+    groups: Sequence[Group],
+    found: Sequence[str],
+    checked: str,
+    init: Init,
+    journey: Journey,
+    visit: Visit,
 ) -> str:
     sections: list[Section] = [
         verdict(journey),
@@ -27,6 +33,7 @@ def render(
     for network in networks:
         sections += _charts(network, [group for group in groups if group.network == network])
     sections.append(Text("How they were run", _method(groups, init)))
+    sections += visit.sections()
     return page(TITLE, sections)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from normkit import torch as nkt
 from normkit.lab.data import Data
@@ -69,7 +70,8 @@ def start(
 ) -> nn.Linear | nn.Conv2d:
     """Weights drawn with a deviation, or ``"he"``'s, or ``"torch"``'s default; biases zero.
 
-    Drawn here rather than by the layer, so that a bias more or less changes no draw.
+    Drawn here rather than by the layer (hence ``skip_init``), so that a bias more or less changes
+    no draw.
     """
     fan = layer.weight[0].numel()
     with torch.no_grad():
@@ -117,15 +119,15 @@ class Dense:
         inputs = data.features
         for width in self.widths:
             bias = self.bias if self.bias is not None else _needs_bias(self.norm, self.placement)
-            linear = nn.Linear(inputs, width, bias=bias)
+            linear = skip_init(nn.Linear, inputs, width, bias=bias)
             norm = norm_layer(self.norm, width, **self.norm_options)
             activation = _ACTIVATIONS[self.activation]()
             layers += [start(linear, self.std, generator)]
             layers += _ordered(norm, activation, self.placement)
             layers += [nn.Dropout(self.dropout)] if self.dropout else []
             inputs = width
-        last = start(nn.Linear(inputs, data.classes), self.std, generator)
-        return nn.Sequential(*layers, last)
+        last = skip_init(nn.Linear, inputs, data.classes)
+        return nn.Sequential(*layers, start(last, self.std, generator))
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,15 @@ class Conv:
             stride = 2 if number else 1
             height, width = -(-height // stride), -(-width // stride)
             bias = _needs_bias(self.norm, self.placement)
-            layer = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=bias)
+            layer = skip_init(nn.Conv2d, inputs, channels, 3, stride, padding=1, bias=bias)
             norm = norm_layer(self.norm, channels, dims=2, **self.norm_options)
             layers += [start(layer, self.std, generator)]
             layers += _ordered(norm, _ACTIVATIONS[self.activation](), self.placement)
             inputs = channels
         layers += [nn.AdaptiveAvgPool2d(1), Flat()] if self.pool else [Flat()]
         features = inputs if self.pool else inputs * height * width
-        return nn.Sequential(*layers, start(nn.Linear(features, data.classes), self.std, generator))
+        last = skip_init(nn.Linear, features, data.classes)
+        return nn.Sequential(*layers, start(last, self.std, generator))
 
 
 def _needs_bias(norm: Norm, placement: Placement) -> bool:

@@ -102,7 +102,7 @@ def _span(seconds: float) -> str:
     """Time in words.
 
     >>> _span(5.25), _span(75.0), _span(7300.0)
-    ('5.2 seconds', '1 min 15 s', '2 h 2 min')
+    ('5.2 seconds', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
         return f"{seconds:.1f} seconds"

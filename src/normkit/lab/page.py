@@ -26,7 +26,7 @@ from normkit.report import (
 )
 from normkit.words import counted
 
-__all__ = ["render"]
+__all__ = ["render", "sections"]
 
 TITLE = "Published claims about normalization, tried again"
 SCORE = "score"  # the anchor that every card leads back to
@@ -68,24 +68,36 @@ def render(judged: Sequence[Judged], *, title: str = TITLE, notes: Sequence[str]
     Raises:
         ModuleNotFoundError: jinja2 or plotly is not installed; the message says what to install.
     """
+    return page(title, [*sections(judged, notes=notes), *origin(judged)])
+
+
+def sections(
+    judged: Sequence[Judged], *, heading: str = "", notes: Sequence[str] = ()
+) -> list[Section]:
+    """The scoreboard, a card a claim, and how to read them: for a page that has more to tell.
+
+    Args:
+        heading: of the scoreboard; the other arguments are those of :func:`render`.
+    """
     by_topic: dict[str, list[Judged]] = {}
     for one in judged:
         by_topic.setdefault(topic_of(one.claim.name), []).append(one)
-    sections: list[Section] = [_score(judged, by_topic), *_first(judged, notes)]
-    sections += [
-        Cards(topic, [_card(one) for one in found], back=SCORE) for topic, found in by_topic.items()
-    ]
-    sections += [Text("How to read this", [MEANING, CHARTS]), *origin(judged)]
-    return page(title, sections)
+    return [
+        _score(judged, by_topic, heading),
+        *_first(judged, notes),
+        *(Cards(topic, [_card(one) for one in found], back=SCORE)
+          for topic, found in by_topic.items()),
+        Text("How to read this", [MEANING, CHARTS]),
+    ]  # fmt: skip
 
 
 # --- at the top -----------------------------------------------------------------------------------
 
 
-def _score(judged: Sequence[Judged], by_topic: dict[str, list[Judged]]) -> Scoreboard:
+def _score(judged: Sequence[Judged], by_topic: dict[str, list[Judged]], heading: str) -> Scoreboard:
     counts = Counter(one.status for one in judged)
     return Scoreboard(
-        heading="",
+        heading=heading,
         counts=[(mark, counts[status], status) for status, mark in MARKS.items()],
         groups=[
             Tiles(topic, [_tile(one) for one in found]) for topic, found in by_topic.items()

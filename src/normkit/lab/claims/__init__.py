@@ -41,6 +41,8 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "ghost",
         "layer_norm",
         "filter_response",
+        "family_in_convnets",
+        "batch_composition",
     ),
     "Training against inference": (
         "precise_statistics",
@@ -57,7 +59,12 @@ TOPICS: dict[str, tuple[str, ...]] = {
         "explosion",
         "residual_branches",
     ),
-    "Without batch norm, or with less memory": (),
+    "Without batch norm, or with less memory": (
+        "fixup",
+        "scaled_weights",
+        "dynamic_tanh",
+        "in_place",
+    ),
     "Exact identities": (
         "gradient_sums",
         "gradient_norm",
