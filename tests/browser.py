@@ -138,10 +138,14 @@ class Browser:
     def swipe(self, at: tuple[float, float], up: float) -> None:
         """With a finger, as on a telephone."""
         x, y = at
-        self._call(
-            "Input.synthesizeScrollGesture",
-            x=x, y=y, yDistance=-up, gestureSourceType="touch", speed=2000,
-        )  # fmt: skip
+        self._touch("touchStart", {"x": x, "y": y})
+        for tenth in range(1, 11):
+            self._touch("touchMove", {"x": x, "y": y - up * tenth / 10})
+            self.ask("new Promise(requestAnimationFrame)")
+        self._touch("touchEnd")
+
+    def _touch(self, what: str, *points: dict[str, float]) -> None:
+        self._call("Input.dispatchTouchEvent", type=what, touchPoints=points)
 
     def _mouse(self, what: str, at: tuple[float, ...], count: int = 1) -> None:
         self._call(

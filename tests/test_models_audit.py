@@ -514,7 +514,7 @@ def test_without_data_the_rest_is_looked_at():
 
 def test_an_example_gives_shapes():
     """A kernel as large as the picture leaves one position, which weights alone do not say."""
-    model = nn.Sequential(nn.Conv2d(4, 4, 8), nn.InstanceNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(4, 4, 8), nn.GroupNorm(4, 4))
     before = state(model)
     assert not [f for f in audit(model).findings if f.site == "1"]
     report = audit(model, example=torch.zeros(2, 4, 8, 8), batch_size=64)
