@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit.lab.data import Data
 
-__all__ = ["Run", "Step", "accuracy", "batches", "descend", "loss_of", "train"]
+__all__ = ["Run", "Step", "accuracy", "batches", "clip_by_weights", "descend", "loss_of", "train"]
 
 Tensor = torch.Tensor
 LARGE = 1e3  # a loss so many times the first one has diverged
@@ -149,6 +149,23 @@ def train(
         if run.diverged or (goal is not None and run.accuracy >= goal):
             break
     return run
+
+
+def clip_by_weights(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Adaptive gradient clipping (Brock et al. 2021): no unit's gradient is longer than ``limit``
+    times its weights.
+
+    A unit is a row of a weight; of biases and gains it is all of them. Weights count as 1e-3 long
+    at least.
+    """
+    for parameter in parameters:
+        grad = parameter.grad
+        assert grad is not None
+        by_row = parameter.dim() > 1 and parameter[0].numel() > 1
+        dims = tuple(range(1, parameter.dim())) if by_row else None
+        size = torch.linalg.vector_norm(parameter.detach(), dim=dims, keepdim=True).clamp(min=1e-3)
+        length = torch.linalg.vector_norm(grad, dim=dims, keepdim=True).clamp(min=1e-6)
+        grad.mul_((limit * size / length).clamp(max=1.0))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from normkit.lab.training import train
 
 NETWORK = Dense((60, 60, 60))
 NORMS = {"batch": "batch norm", "group": "group norm, 10 groups"}
-SIZE, RATE = 32, 0.02
+SIZE, RATE = 32, 0.05
 BY_CLASSES = Axes(
     "Accuracy by the make-up of the batches", "classes in a training batch",
     "test images right (share)", y_range=(0, 1.02),
@@ -21,7 +21,7 @@ BY_CLASSES = Axes(
 
 def measure(setup: Setup) -> Measured:
     data = setup.data
-    counts = sorted({1, 2, max(1, data.classes // 2), data.classes})
+    counts = sorted({1, max(1, data.classes // 2), data.classes})
     counts = list(setup.pick(counts, [counts[0], counts[-1]]))
     right = {norm: [_right(setup, norm, count) for count in counts] for norm in NORMS}
     xs = [float(count) for count in counts]
@@ -56,7 +56,7 @@ CLAIM = Claim(
     paper="Batches of one class, and of regions of the same image: batch norm's accuracy falls far "
     "when the statistics of a whole training set take over",
     experiment=f"A perceptron of 3×60 ReLU units, 600 steps of {SIZE} images, rate {RATE:g} "
-    "falling linearly to zero; each batch draws 1, 2, half or all of the classes, and its images "
+    "falling linearly to zero; each batch draws one, half or all of the classes, and its images "
     "from those. Tested in eval mode on all classes.",
     numbers=(
         Number("batch_1", "right, batch norm, one class a batch", "%", at_most=0.2),

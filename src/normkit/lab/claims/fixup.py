@@ -107,5 +107,5 @@ CLAIM = Claim(
     caveat="That the mean square does not grow at the start is so by construction: branches are "
     "zero. At rates so low that nothing diverges, neither does anything learn in so few steps. "
     "What norms do besides, such as regularize, is not looked at.",
-    seconds=5,
+    seconds=10,
 )  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
@@ -11,7 +9,7 @@ from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.data import Data
 from normkit.lab.networks import Flat, start
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, train
+from normkit.lab.training import Step, clip_by_weights, train
 from normkit.torch.beyond import ScaledWSLinear
 
 Tensor = torch.Tensor
@@ -75,29 +73,13 @@ def build(data: Data, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers, start(nn.Linear(inputs, data.classes), "he", generator))
 
 
-def clip(parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Adaptive gradient clipping: no unit's gradient is longer than ``limit`` times its weights.
-
-    A unit is a row of a weight; of biases and gains it is all of them. Weights count as 1e-3 long
-    at least.
-    """
-    for parameter in parameters:
-        grad = parameter.grad
-        assert grad is not None
-        by_row = parameter.dim() > 1 and parameter[0].numel() > 1
-        dims = tuple(range(1, parameter.dim())) if by_row else None
-        size = torch.linalg.vector_norm(parameter.detach(), dim=dims, keepdim=True).clamp(min=1e-3)
-        length = torch.linalg.vector_norm(grad, dim=dims, keepdim=True).clamp(min=1e-6)
-        grad.mul_((limit * size / length).clamp(max=1.0))
-
-
 def _trained(setup: Setup, rate: float, clips: bool) -> float:
     network, steps = build(setup.data, setup.seed), setup.pick(120, 50)
     hidden = list(network[:-1].parameters())  # never the last layer
 
     def before(_: Step) -> None:
         if clips:
-            clip(hidden, LIMIT)
+            clip_by_weights(hidden, LIMIT)
 
     run = train(
         network, setup.data, rate=rate, steps=steps, seed=setup.seed, batch=BATCH, every=steps,
