@@ -17,7 +17,7 @@ BENCH_ARGS  ?=
 .PHONY: help demo test lint types bench clean
 
 help:
-	@echo "make demo    train with and without batch norm; audit, spoil, repair and fold; write a page"
+	@echo "make demo    train with and without batch norm; audit, repair and fold; try five claims; a page"
 	@echo "make test    ruff, mypy and pytest"
 	@echo "make bench   compare speed with PyTorch and JAX (takes minutes)"
 	@echo "make lint    ruff and mypy only"

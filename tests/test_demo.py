@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from browser import Browser, needs_chromium
-from normkit.demo import chapters, journey
+from normkit.demo import chapters, journey, lab
 from normkit.demo import main as command
 from normkit.demo.main import main
 from normkit.demo.networks import build
 from normkit.demo.summary import COLUMNS, agreement, findings, grouped, table
 from normkit.demo.training import Agreement, Point, Result, Run, one_at_a_time, train
+from normkit.lab.claims import find
 from normkit.lab.data.loading import digits
+from normkit.lab.verdicts import judge
 from test_report import chart_data, loads
 
 COMMAND = [sys.executable, "-m", "normkit.demo", "--quick", "--seed", "7"]
@@ -95,8 +97,7 @@ def test_table_has_every_run_and_the_page_the_same_figures(runs):
     figures = text[text.index("<h2>The figures</h2>") :].partition("</table>")[0]
     cells = re.findall(r"<td.*?>(.*?)</td>", figures)
     assert cells == [cell for row in rows for cell in row]
-    charts = chart_data(text)
-    assert len(charts) == 4
+    charts = chart_data(text)[:4]  # those of the lab follow
     assert all(len(chart["lines"]) == 4 for chart in charts)
 
 
@@ -126,8 +127,13 @@ def test_page_draws_in_a_browser(runs, tmp_path):
         browser.open(runs[0][2])
         browser.ask("new Promise(done => setTimeout(done, 300))")
         assert browser.ask("document.documentElement.dataset.drawn") == "true"
-        assert browser.ask("document.querySelectorAll('.plot.js-plotly-plot').length") == 4
-        assert browser.ask("document.querySelectorAll('.trace.scatter').length") == 16
+        plots = browser.ask("document.querySelectorAll('.plot').length")
+        assert plots == len(chart_data(runs[0][2].read_text(encoding="utf-8"))) > 4
+        for number in range(plots):
+            plot = f"document.querySelectorAll('.plot')[{number}]"
+            browser.ask(f"{plot}.scrollIntoView()")
+            drawn = f"{plot}.querySelectorAll('.trace.scatter').length"
+            assert browser.until(f"{drawn} >= {4 if number < 4 else 1}")
         for width in (390, 1200):
             browser.resize(width)
             assert browser.overflow() <= 0
@@ -162,6 +168,38 @@ def test_the_page_tells_the_journey_too(runs):
     assert opened == ["spoiled", "spoiled-2"]  # the audit that found something, and the layer
     for heading in ("What recalibrating changed", "What folding did", "How it was trained"):
         assert f"<h2>{heading}</h2>" in text
+
+
+def test_the_lab_tells_of_its_five_claims_in_lines_json_and_cards(runs):
+    lines, values = runs[0][0].splitlines(), json.loads(runs[1][0])["lab"]
+    start = lines.index("A quick look into the lab (normkit lab has the rest):")
+    told = lines[start + 1 : lines.index("", start)]
+    assert [line.partition(":")[0] for line in told] == list(lab.CLAIMS) == list(values["claims"])
+    text = runs[0][2].read_text(encoding="utf-8")
+    for line, (name, one) in zip(told, values["claims"].items(), strict=True):
+        assert one["seeds"] == [7]
+        assert line.endswith(f"(criterion held for {one['held']} of 1 seed)")
+        first, *_ = (number for (claim,) in [find([name])] for number in claim.criteria)
+        assert f"{first.words} {first.shown(one['numbers'][first.name])}, expected " in line
+        assert re.search(f'id="at-claim-{name.replace("_", ".")}"', text)
+    assert values["problems"] == []
+    assert "These are quick runs" in text
+
+
+def test_an_experiment_that_fails_is_said_and_stops_no_other(monkeypatch):
+    def fail(setup):
+        raise ValueError("no such thing")
+
+    faster, other = find(["faster", "precise_statistics"])
+    monkeypatch.setattr(lab, "find", lambda _: [faster, other])
+    monkeypatch.setitem(vars(faster), "measure", fail)  # frozen: there is no other way in
+    said = []
+    visit = lab.visit([3], said.append)
+    assert len(visit.problems) == 1
+    assert visit.problems[0].startswith("The experiment faster failed, seed 3: ValueError: no such")
+    assert [len(one.records) for one in visit.judged] == [0, 1]
+    assert said[0].endswith("(criterion held for 0 of 0 seeds)")
+    assert visit.to_dict()["problems"] == list(visit.problems)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +449,7 @@ def test_every_check_of_the_journey_can_fail(travelled):
     assert not apart.checks["all predictions agree"]
 
 
-def test_a_journey_that_fails_is_an_exit_status(travelled, monkeypatch, tmp_path, capsys):
+def test_what_fails_is_an_exit_status(travelled, monkeypatch, tmp_path, capsys):
     runs = []
 
     def one(wanted, _):
@@ -421,8 +459,15 @@ def test_a_journey_that_fails_is_an_exit_status(travelled, monkeypatch, tmp_path
         }
 
     monkeypatch.setattr(command, "_train", one)
-    for journeyed, status in ((travelled, 0), (changed(travelled, alike=499), 1)):
+    not_run = judge(find(["faster"])[0], [])
+    for journeyed, problems, status in (
+        (travelled, (), 0),
+        (changed(travelled, alike=499), (), 1),
+        (travelled, ("The experiment faster failed.",), 1),
+    ):
+        visited = lab.Visit((not_run,), problems)
         monkeypatch.setattr(journey, "travel", lambda *_, done=journeyed: done)
+        monkeypatch.setattr(lab, "visit", lambda *_, done=visited: done)
         assert main(["--out", str(tmp_path / "page.html"), "--overwrite"]) == status
     assert journey.wanted(0, "torch") in runs
-    assert len(runs) == len(set(runs)) * 2 == 48  # the journey's network is one of the table's
+    assert len(runs) == len(set(runs)) * 3 == 72  # the journey's network is one of the table's

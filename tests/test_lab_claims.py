@@ -32,7 +32,7 @@ def test_a_claim_says_what_it_is(name):
     assert claim.sentence.endswith(".")
     assert claim.experiment.endswith(".")
     assert not claim.title.endswith(".")
-    assert 0 < claim.seconds <= 30
+    assert claim.seconds > 0
     assert len({axes.heading for axes in claim.charts}) == len(claim.charts)
     assert topic_of(name) in TOPICS
 
@@ -52,3 +52,8 @@ def test_an_unknown_claim_is_refused_with_its_neighbours():
     with pytest.raises(OptionError, match="perhaps faster"):
         find(["fastr"])
     assert find(["small_batches", "faster", "faster"]) == find(["faster", "small_batches"])
+
+
+def test_all_claims_take_minutes():
+    """What is promised: twenty minutes for three seeds of each, on two cores."""
+    assert 3 * sum(claim.seconds for claim in all_claims()) / 2 < 15 * 60

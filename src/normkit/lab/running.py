@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,6 +127,8 @@ def on_this_machine(
         return
     joblib = needed("joblib")
     pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
+    # A process that has grown is replaced, and its task done by another: no news for the reader.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     try:
         yield from pool(joblib.delayed(work)(task, commit) for task in tasks)
     except needed("joblib.externals.loky.process_executor").TerminatedWorkerError as error:
