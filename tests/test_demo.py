@@ -172,14 +172,17 @@ def test_the_lab_tells_of_its_five_claims_in_lines_json_and_cards(runs):
     lines, values = runs[0][0].splitlines(), json.loads(runs[1][0])["lab"]
     start = lines.index("A quick look into the lab (normkit lab has the rest):")
     told = lines[start + 1 : lines.index("", start)]
-    assert [line.partition(":")[0] for line in told] == list(lab.CLAIMS) == list(values["claims"])
+    heads = [line for line in told if not line.startswith(" ")]
+    assert list(values["claims"]) == list(lab.CLAIMS)
     text = runs[0][2].read_text(encoding="utf-8")
-    for line, (name, one) in zip(told, values["claims"].items(), strict=True):
+    for line, claim in zip(heads, find(lab.CLAIMS), strict=True):
+        one = values["claims"][claim.name]
         assert one["seeds"] == [7]
-        assert line.endswith(f"(criterion held for {one['held']} of 1 seed)")
-        first, *_ = (number for (claim,) in [find([name])] for number in claim.criteria)
-        assert f"{first.words} {first.shown(one['numbers'][first.name])}, expected " in line
-        assert re.search(f'id="at-claim-{name.replace("_", ".")}"', text)
+        assert line == f"{claim.title} ({claim.name}): criteria met by {one['held']} of 1 seed"
+        for number in claim.criteria:
+            shown = number.shown(one["numbers"][number.name])
+            assert f"    {number.words}: {shown}, expected {number.bound}" in told
+        assert f'id="at-claim-{claim.name}"' in text
     assert values["problems"] == []
     assert "These are quick runs" in text
 
@@ -196,7 +199,7 @@ def test_an_experiment_that_fails_is_said_and_stops_no_other(monkeypatch):
     assert len(visit.problems) == 1
     assert visit.problems[0].startswith("The experiment faster failed, seed 3: ValueError: no such")
     assert [len(one.records) for one in visit.judged] == [0, 1]
-    assert said[0].endswith("(criterion held for 0 of 0 seeds)")
+    assert said[0].endswith("(faster): criteria met by 0 of 0 seeds")
     assert visit.to_dict()["problems"] == list(visit.problems)
 
 

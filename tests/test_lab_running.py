@@ -156,24 +156,37 @@ def test_processes(jobs):
     assert sorted(done.task for done in found) == tasks
 
 
-def test_a_killed_process_is_said_and_the_rest_is_done_by_the_next_run(tmp_path):
+def test_a_process_that_is_killed_once_loses_nothing(tmp_path):
     tasks = [Task("faster", seed, str(tmp_path)) for seed in range(6)]
-    found: list[Done] = []
-    with pytest.raises(RuntimeError, match=r"killed.*goes on where it stopped"):
-        found += on_this_machine(tasks, 2, lab_at_work.killed_once)
-    rest = left(tasks, {done.task.key for done in found})
-    found += on_this_machine(rest, 2, lab_at_work.killed_once)
-    assert sorted(done.task for done in found) == tasks
+    found = list(on_this_machine(tasks, 2, lab_at_work.killed_once))
+    assert Counter(done.task for done in found) == Counter(tasks)
+    assert all(done.record is not None for done in found)
+
+
+def test_a_task_that_kills_its_process_again_is_a_problem_and_the_rest_is_done(tmp_path):
+    tasks = [Task("faster", seed, str(tmp_path)) for seed in range(4)]
+    found = list(on_this_machine(tasks, 2, lab_at_work.killed_always))
+    assert Counter(done.task for done in found) == Counter(tasks)
+    (problem,) = (done for done in found if done.record is None)
+    assert problem.task.seed == lab_at_work.FATAL
+    assert "killed twice" in problem.problem
 
 
 @pytest.mark.filterwarnings("ignore")  # Dask's own, when a worker is killed
 def test_a_killed_worker_of_a_cluster_loses_nothing_and_nothing_comes_twice(tmp_path):
     pytest.importorskip("distributed", reason="Dask is not installed")
-    tasks = [Task("faster", seed, str(tmp_path)) for seed in range(6)]
-    found = list(on_cluster(tasks, "local:2", lab_at_work.killed_once))
+    tasks = [Task("faster", seed, str(tmp_path)) for seed in range(12)]
+    work = on_cluster(tasks, "local:2", lab_at_work.killed_late)
+    found = []
+    for done in work:  # as a run does, which keeps each before it asks for the next
+        found.append(done)
+        (tmp_path / f"delivered-{done.task.seed}").touch()
     assert Counter(done.task for done in found) == Counter(tasks)
     assert all(done.record is not None for done in found)
-    assert (tmp_path / f"tried-{lab_at_work.FATAL}").exists()
+    tries = {seed: (tmp_path / f"tried-{seed}").read_text().count("once") for seed in range(12)}
+    assert tries[11] >= 2
+    repeated = [seed for seed in range(8) if tries[seed] > 1]
+    assert repeated == []  # they were delivered before a worker was killed
 
 
 @pytest.mark.parametrize("where", ["nonsense", "local:no", "local:0", "tcp://127.0.0.1:1"])
@@ -196,10 +209,9 @@ def measured(monkeypatch):
     def instead(tasks, jobs):
         for task in tasks:
             calls.append(task)
-            one = Record(
-                task.claim, task.seed, task.data, task.quick, {"share": 0.1, "batch": 1, "plain": 9}
-            )
-            yield Done(task, one)
+            names = [number.name for number in find([task.claim])[0].numbers]
+            numbers = dict.fromkeys(names, 9.0) | ({"share": 0.1} if "share" in names else {})
+            yield Done(task, Record(task.claim, task.seed, task.data, task.quick, numbers))
 
     monkeypatch.setattr(session, "on_this_machine", instead)
     return calls
@@ -227,7 +239,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(measured, tmp_path, monkeyp
     instead = session.on_this_machine
     with monkeypatch.context() as patch:
         patch.setattr(session, "on_this_machine", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="1 of 3 results are kept"):
             session.run(["faster"], tmp_path)
     session.run(["faster"], tmp_path)
     assert [task.seed for task in measured] == [0, 1, 2]
@@ -265,12 +277,89 @@ def test_a_report_is_written_again(measured, tmp_path):
     assert f"{FILE}:4" in found.page.read_text()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": True},
+        {"commit": 5},
+        {"machine": {"cores": "two"}},
+        {"machine": {"memory_gib": "much"}},
+        {"versions": {"torch": 2}},
+        {"numbers": {"share": 10**400}},
+        {"numbers": []},
+        {"series": [{"chart": 5, "name": None, "x": [], "y": []}]},
+        {"series": [{"chart": "a", "name": "b", "x": [1], "y": []}]},
+        {"fields": [{"chart": "a", "name": "b", "x": [1], "y": [1, 2], "z": [[1], [1, 2]]}]},
+    ],
+)
+def test_lines_that_are_json_and_no_results_are_named(change, measured, tmp_path):
+    session.run(["faster"], tmp_path)
+    values = json.loads((tmp_path / FILE).read_text().splitlines()[0])
+    with (tmp_path / FILE).open("a") as file:
+        file.write(json.dumps(values | {"seed": 7} | change) + "\n")
+    (line,) = session.report(tmp_path).damaged
+    assert f"{FILE}:4: " in line
+    assert session.run(["faster"], tmp_path).judged[0].status == "reproduced"
+
+
 def test_results_of_other_claims_are_named(measured, tmp_path):
     session.run(["faster"], tmp_path)
     values = json.loads((tmp_path / FILE).read_text().splitlines()[0])
     with (tmp_path / FILE).open("a") as file:
         file.write(json.dumps(values | {"claim": "of_tomorrow"}) + "\n")
-    assert any("of_tomorrow" in line for line in session.report(tmp_path).damaged)
+    found = session.report(tmp_path)
+    assert found.left_out == ("of_tomorrow: no claim of this version (1 result)",)
+    assert found.damaged == ()
+    assert "of_tomorrow" in found.page.read_text()
+
+
+def test_results_of_another_version_of_an_experiment_are_measured_again(measured, tmp_path):
+    session.run(["faster"], tmp_path, seeds=1)
+    line = json.loads((tmp_path / FILE).read_text())
+    del line["numbers"]["share"]
+    (tmp_path / FILE).write_text(json.dumps(line) + "\n")
+    said = ("faster: measured by another version of its experiment (1 result)",)
+    with pytest.raises(FileError, match="no results"):
+        session.report(tmp_path)
+    assert session.run(["faster"], tmp_path, seeds=1).left_out == said
+    assert [task.seed for task in measured] == [0, 0]
+    again = session.run(["faster"], tmp_path, seeds=1)  # of two lines the last counts
+    assert again.left_out == ()
+    assert len(measured) == 2
+
+
+def test_the_report_tells_all_that_the_folder_holds(measured, tmp_path):
+    session.run(["faster"], tmp_path, seeds=1)
+    session.run(["undo"], tmp_path, seeds=1, quick=True)
+    found = session.run(["weight_scale"], tmp_path, seeds=1)
+    assert [one.claim.name for one in found.judged] == ["faster", "weight_scale"]
+    assert found.left_out == ("not shown here: 1 result (--data digits --quick)",)
+    quick = session.report(tmp_path, quick=True)
+    assert [one.claim.name for one in quick.judged] == ["undo"]
+    with pytest.raises(FileError, match=r"2 results \(--data digits --full\)"):
+        session.report(tmp_path, data="mnist")
+
+
+def test_a_folder_of_images_is_found_by_any_of_its_names(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "load", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    session.run(["faster"], tmp_path / "out", seeds=1, data="my images")
+    found = session.report(tmp_path / "out", data="./my images")
+    assert found.data == str(tmp_path / "my images")
+    assert "images&#39;" in found.page.read_text()  # quoted, in the command that tries it again
+
+
+def test_what_is_in_the_way_is_found_before_the_work(measured, tmp_path):
+    for name in ("report.html", "events"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        if name == "events":
+            (folder / name).write_text("a file")
+        else:
+            (folder / name).mkdir()
+        with pytest.raises(FileError):
+            session.run(["faster"], folder)
+    assert measured == []
 
 
 @pytest.mark.parametrize(
@@ -278,8 +367,9 @@ def test_results_of_other_claims_are_named(measured, tmp_path):
     [
         ({"names": ["fastest"]}, "perhaps faster"),
         ({"names": ["qqq"]}, "lab list"),
-        ({"seeds": 0}, "needs seeds"),
-        ({"jobs": 0}, "needs jobs"),
+        ({"seeds": 0}, "number of seeds.*from 1 to 1,000"),
+        ({"seeds": 10**20}, "number of seeds"),
+        ({"jobs": 0}, "number of jobs.*As many as"),
         ({"data": "nowhere/at/all"}, "no such data"),
     ],
 )

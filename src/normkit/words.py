@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "first_line", "listed"]
+__all__ = ["counted", "duration", "first_line", "listed"]
 
 
 def counted(number: int, what: str) -> str:
@@ -15,6 +15,21 @@ def counted(number: int, what: str) -> str:
     """
     plural = what + ("es" if what.endswith(("ch", "sh", "s", "x")) else "s")
     return f"{number:,} {what if number == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """A time, roughly.
+
+    >>> duration(7.4), duration(80), duration(4000), duration(7190)
+    ('7 s', '1 min 20 s', '1 h 7 min', '2 h 0 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def listed(names: Sequence[object], most: int = 6) -> str:

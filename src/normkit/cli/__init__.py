@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from normkit.cli.entry import run
 
         return run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        sys.stderr.write("normkit: interrupted; nothing was written\n")
+    except KeyboardInterrupt as interrupt:
+        what = interrupt.args[0] if interrupt.args else "nothing was written"
+        sys.stderr.write(f"normkit: interrupted; {what}\n")
         return 130

@@ -64,12 +64,20 @@ def visit(seeds: Sequence[int], say: Callable[[str], None]) -> Visit:
                 records.append(done.record)
         one = judge(claim, records)
         judged.append(one)
-        held = f"criterion held for {one.held} of {counted(len(records), 'seed')}"
-        say(f"{claim.name}: {_figure(one)} ({held})")
+        say(f"{claim.title} ({claim.name}): {_held(one)}")
+        for line in _figures(one):
+            say(f"    {line}")
     return Visit(tuple(judged), tuple(problems))
 
 
-def _figure(one: Judged) -> str:
+def _held(one: Judged) -> str:
+    return f"criteria met by {one.held} of {counted(len(one.records), 'seed')}"
+
+
+def _figures(one: Judged) -> list[str]:
     """What the verdict would rest on."""
-    (first, *_) = (found for found in one.outcomes if found.number.is_criterion)
-    return f"{first.number.words} {first.shown}, expected {first.number.bound}"
+    return [
+        f"{found.number.words}: {found.shown}, expected {found.number.bound}"
+        for found in one.outcomes
+        if found.number.is_criterion
+    ]

@@ -48,16 +48,20 @@ class Number:
         """A value with its unit.
 
         >>> share = Number("share", "steps of batch norm", unit="%", at_most=1 / 3)
-        >>> share.shown(0.125), share.shown(float("inf")), share.bound
-        ('12.5 %', 'never', 'at most 33.3 %')
+        >>> share.shown(0.125), share.shown(0.3334), share.shown(float("inf")), share.bound
+        ('12.5 %', '33.34 %', '∞', 'at most 33.3 %')
         """
         if math.isinf(value):
-            return "never" if value > 0 else "-∞"
+            return "never" if self.unit == "steps" else "∞" if value > 0 else "−∞"
         if math.isnan(value):
             return "not a number"
         number = 100 * value if self.unit == "%" else value
-        whole = number == round(number) and abs(number) < 1e6
-        text = f"{number:.0f}" if whole else f"{number:.3g}"
+        if number == round(number) and abs(number) < 1e6:
+            return f"{number:.0f} {self.unit}".rstrip()
+        for digits in (3, 4, 6, 9):  # as many as it takes to be on its side of a bound
+            text = f"{number:.{digits}g}"
+            if self.holds(float(text) / (100 if self.unit == "%" else 1)) == self.holds(value):
+                break
         return f"{text} {self.unit}".rstrip()
 
     @property
@@ -114,6 +118,13 @@ class Field:
     x: Sequence[float]
     y: Sequence[float]
     z: Sequence[Sequence[float]]
+
+    def __post_init__(self) -> None:
+        if [len(row) for row in self.z] != [len(self.x)] * len(self.y):
+            raise ValueError(
+                f"the field {self.name!r} has rows of {sorted({len(row) for row in self.z})} for "
+                f"{len(self.y)} values of y and {len(self.x)} of x"
+            )
 
 
 @dataclass(frozen=True)

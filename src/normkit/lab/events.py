@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
 from normkit.extras import needed
+from normkit.lab.data import NAMES
 from normkit.lab.results import Record
 
 __all__ = ["FOLDER", "write_events"]
@@ -19,7 +21,7 @@ def write_events(folder: Path, record: Record) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     pace = "quick" if record.quick else "full"
-    place = folder / FOLDER / record.claim / f"{Path(record.data).name}-{pace}-seed{record.seed}"
+    place = folder / FOLDER / record.claim / f"{_data(record.data)}-{pace}-seed{record.seed}"
     writer = SummaryWriter(str(place))
     try:
         for name, value in record.numbers.items():
@@ -33,3 +35,10 @@ def write_events(folder: Path, record: Record) -> None:
                     writer.add_scalar(f"{series.chart}/{series.name}", y, step)
     finally:
         writer.close()
+
+
+def _data(name: str) -> str:
+    """Data as a part of a file's name: two folders may be called the same, or like known data."""
+    if name in NAMES:
+        return name
+    return f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

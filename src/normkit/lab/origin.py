@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from normkit.lab.results import Record
 from normkit.lab.verdicts import Judged
 from normkit.report import Section, Table, Text
-from normkit.words import counted
+from normkit.words import counted, duration
 
 __all__ = ["origin", "unlike"]
 
@@ -21,7 +21,10 @@ def origin(judged: Sequence[Judged]) -> list[Section]:
     rows = [(name, _listed(map(of, records))) for name, of in ASPECTS.items()]
     rows += [
         ("experiments", f"{counted(len(records), 'result')} of {_claims(judged)}"),
-        ("time", f"{_span(sum(record.seconds for record in records))} in all, on one thread each"),
+        (
+            "time",
+            f"{duration(sum(record.seconds for record in records))} in all, on one thread each",
+        ),
         ("made", _between([record.time for record in records if record.time])),
     ]
     words = (
@@ -63,7 +66,7 @@ def _machine(record: Record) -> str:
     facts = record.machine
     words = [str(facts[name]) for name in ("cpu", "system") if facts.get(name)]
     if facts.get("cores"):
-        words.insert(1, counted(int(facts["cores"]), "core"))
+        words.insert(1, counted(facts["cores"], "core"))
     if facts.get("memory_gib"):
         words.append(f"{facts['memory_gib']:.0f} GiB")
     return ", ".join(words)
@@ -96,20 +99,6 @@ def _listed(values: Iterable[str]) -> str:
     if len(counts) <= 1 or len(set(counts.values())) == 1:
         return "; ".join(sorted(counts))
     return "; ".join(f"{value} ({number})" for value, number in sorted(counts.items()))
-
-
-def _span(seconds: float) -> str:
-    """Time in words.
-
-    >>> _span(5.25), _span(75.0), _span(7300.0)
-    ('5.2 seconds', '1 min 15 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} seconds"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _between(times: Sequence[str]) -> str:

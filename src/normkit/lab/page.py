@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 
@@ -209,6 +210,7 @@ def _held(outcome: Outcome) -> str:
 
 
 def _command(one: Judged) -> str:
+    """In a folder of its own: where results are, nothing is measured again."""
     data = {record.data for record in one.records} - {"digits"}
-    more = f" --data {data.pop()}" if len(data) == 1 else ""
-    return f"normkit lab run {one.claim.name} --seeds {SEEDS}{more}"
+    more = f" --data {shlex.quote(data.pop())}" if len(data) == 1 else ""
+    return f"normkit lab run {one.claim.name}{more} --out out/again"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from statistics import fmean
 from typing import Any
 
 from normkit.lab.claims import find
 from normkit.lab.running import Done, Task
+from normkit.words import duration
 
 __all__ = ["Progress"]
 
 ROWS = 4  # claims shown at once
+QUICK = 1.5  # seconds that a quick look takes at most, roughly
 
 
 class Progress(AbstractContextManager["Progress"]):
@@ -22,16 +25,16 @@ class Progress(AbstractContextManager["Progress"]):
 
     Args:
         tasks: in the order in which they are begun.
-        jobs: how many at once.
+        jobs: how many at once, as far as that is known before the first is done.
         before: tasks of these claims that were done in an earlier run.
     """
 
     def __init__(self, tasks: Sequence[Task], jobs: int, before: Counter[str]) -> None:
         self.tasks, self.jobs = list(tasks), max(jobs, 1)
-        self.seconds = {name: find([name])[0].seconds for name in {t.claim for t in tasks}}
+        self.times: dict[str, list[float]] = defaultdict(list)
         self.total = Counter(task.claim for task in tasks) + before
         self.done = Counter(before)
-        self.began, self.spent, self.expected = time.monotonic(), 0.0, 0.0
+        self.began, self.spent, self.foreseen = time.monotonic(), 0.0, 0.0
         self.all = len(tasks)
         self._live = _live() if sys.stderr.isatty() else None
 
@@ -51,7 +54,8 @@ class Progress(AbstractContextManager["Progress"]):
         self.done[done.task.claim] += 1
         if done.record is not None:
             self.spent += done.record.seconds
-            self.expected += self.seconds[done.task.claim]
+            self.foreseen += _foreseen(done.task)
+            self.times[done.task.claim].append(done.record.seconds)
         if self._live is not None:
             self._draw()
         else:
@@ -63,10 +67,16 @@ class Progress(AbstractContextManager["Progress"]):
             sys.stderr.flush()
 
     def _left(self, tasks: Sequence[Task]) -> str:
-        """Until these tasks are done, in words; by how long the others took."""
-        share = self.spent / self.expected if self.expected else 1.0
-        seconds = share * sum(self.seconds[task.claim] for task in tasks)
-        return in_words(seconds / min(self.jobs, max(len(tasks), 1)))
+        """Until these tasks are done, in words: by how long seeds of the same claim took, or else
+        by how others compare with what was foreseen."""
+        share = self.spent / self.foreseen if self.foreseen else 1.0
+        seconds = sum(
+            fmean(self.times[task.claim]) if self.times[task.claim] else share * _foreseen(task)
+            for task in tasks
+        )
+        # Workers that share a processor, or that are still starting, do less than their number.
+        at_once = self.spent / (time.monotonic() - self.began) if self.spent else self.jobs
+        return duration(seconds / max(1.0, min(at_once, len(tasks))))
 
     def _draw(self) -> None:
         from rich.progress_bar import ProgressBar
@@ -86,18 +96,9 @@ class Progress(AbstractContextManager["Progress"]):
             self._live.update(table, refresh=True)
 
 
-def in_words(seconds: float) -> str:
-    """A time that is known roughly.
-
-    >>> in_words(7.4), in_words(80), in_words(4000)
-    ('7 s', '1 min 20 s', '1 h 7 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {round(whole % 3600 / 60)} min"
+def _foreseen(task: Task) -> float:
+    seconds = find([task.claim])[0].seconds
+    return min(seconds, QUICK) if task.quick else seconds
 
 
 def _live() -> Any:

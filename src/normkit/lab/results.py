@@ -16,6 +16,7 @@ from normkit.plain import plain
 __all__ = ["FILE", "Record", "Results", "unusable"]
 
 FILE = "results.jsonl"
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Results:
         folder: is made where it is missing.
 
     Attributes:
-        records: of all whole lines; of two for one task the first.
+        records: of all whole lines; of two for one task the last.
         damaged: lines that are no record, as ``file:line: why``; they stay in the file.
 
     Raises:
@@ -73,7 +74,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / FILE
-        self.records: list[Record] = []
+        self._by_task: dict[tuple[str, int, str, bool], Record] = {}
         self.damaged: list[str] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -84,23 +85,29 @@ class Results:
         self._read(content)
 
     def _read(self, content: bytes) -> None:
-        known = set()
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:
                 record = _record(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            except UNREADABLE as error:
                 self.damaged.append(f"{self.path}:{number}: {type(error).__name__}: {error}")
                 continue
-            if record.key not in known:
-                known.add(record.key)
-                self.records.append(record)
+            self._by_task[record.key] = record
+
+    @property
+    def records(self) -> list[Record]:
+        """One for each task that is done."""
+        return list(self._by_task.values())
+
+    def leave_out(self, record: Record) -> None:
+        """Let its task count as not done; its line stays in the file."""
+        del self._by_task[record.key]
 
     @property
     def keys(self) -> set[tuple[str, int, str, bool]]:
         """The tasks that are done."""
-        return {record.key for record in self.records}
+        return set(self._by_task)
 
     def add(self, record: Record) -> bool:
         """Append a record, on the disk when this returns; False where its task was done already.
@@ -108,7 +115,7 @@ class Results:
         Raises:
             FileError: it cannot be written.
         """
-        if record.key in self.keys:
+        if record.key in self._by_task:
             return False
         line = json.dumps(plain(record, str), ensure_ascii=False, allow_nan=False) + "\n"
         start = "\n" if self._is_cut_off else ""  # a line that a crash cut off stays damaged alone
@@ -120,7 +127,7 @@ class Results:
         except OSError as error:
             raise unusable(self.path, error) from error
         self._is_cut_off = False
-        self.records.append(record)
+        self._by_task[record.key] = record
         return True
 
 
@@ -142,26 +149,38 @@ def _record(values: Mapping[str, Any]) -> Record:
         quick=_is(bool, values["quick"]),
         numbers={str(name): float(value) for name, value in values["numbers"].items()},
         series=tuple(
-            Series(one["chart"], one["name"], _floats(one["x"]), _floats(one["y"]))
+            Series(
+                _is(str, one["chart"]), _is(str, one["name"]), _floats(one["x"]), _floats(one["y"])
+            )
             for one in values["series"]
         ),
         fields=tuple(
             Field(
-                one["chart"], one["name"], _floats(one["x"]), _floats(one["y"]),
+                _is(str, one["chart"]), _is(str, one["name"]), _floats(one["x"]), _floats(one["y"]),
                 [_floats(row) for row in one["z"]],
             )
             for one in values["fields"]
         ),
         seconds=float(values["seconds"]),
-        machine=dict(values["machine"]),
-        versions=dict(values["versions"]),
-        commit=values["commit"],
+        machine=_facts(values["machine"]),
+        versions={_is(str, name): _is(str, one) for name, one in values["versions"].items()},
+        commit=None if values["commit"] is None else _is(str, values["commit"]),
         time=_is(str, values["time"]),
     )  # fmt: skip
 
 
+def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a machine; see :func:`normkit.machine.facts`."""
+    facts = dict(values)
+    if facts.get("cores") is not None:
+        _is(int, facts["cores"])
+    if facts.get("memory_gib") is not None:
+        facts["memory_gib"] = float(facts["memory_gib"])
+    return facts
+
+
 def _is(kind: type, value: Any) -> Any:
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
 

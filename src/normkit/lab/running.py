@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from normkit.words import first_line
 __all__ = ["Done", "Task", "carry_out", "left", "measure", "on_cluster", "on_this_machine"]
 
 Work = Callable[["Task", str | None], "Done"]
+PATIENCE = 30  # seconds until a cluster without workers is one that nobody can use
 PACKAGES = ("normkit", "numpy", "numba", "torch", "scikit-learn")
 
 
@@ -114,28 +116,50 @@ def on_this_machine(
 ) -> Generator[Done, None, None]:
     """Carry out the tasks in so many processes; each as it is done.
 
+    Where a process is killed, such as for want of memory, what was at work is tried again, one task
+    at a time; a task that is killed again is done with a problem.
+
     Args:
         work: what is done with a task and the commit; :func:`carry_out` by default.
-
-    Raises:
-        RuntimeError: a process was killed, such as for want of memory.
     """
     commit, work = machine.commit(), work or carry_out
     if jobs == 1 or len(tasks) <= 1:
         for task in tasks:
             yield work(task, commit)
         return
-    joblib = needed("joblib")
-    pool = joblib.Parallel(n_jobs=min(jobs, len(tasks)), return_as="generator_unordered")
-    # A process that has grown is replaced, and its task done by another: no news for the reader.
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+    open_tasks = dict.fromkeys(tasks)
     try:
+        for done in _in_processes(tasks, jobs, work, commit):
+            del open_tasks[done.task]
+            yield done
+    except _killed():
+        for task in open_tasks:
+            yield _once_more(task, work, commit)
+
+
+def _in_processes(
+    tasks: Sequence[Task], jobs: int, work: Work, commit: str | None
+) -> Iterator[Done]:
+    joblib = needed("joblib")
+    pool = joblib.Parallel(n_jobs=min(jobs, max(len(tasks), 2)), return_as="generator_unordered")
+    with warnings.catch_warnings():
+        # A process that has grown is replaced, and its task done by another: no news for a reader.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         yield from pool(joblib.delayed(work)(task, commit) for task in tasks)
-    except needed("joblib.externals.loky.process_executor").TerminatedWorkerError as error:
-        raise RuntimeError(
-            "a process of the lab was killed, perhaps for want of memory; the same command goes on "
-            "where it stopped, and --jobs 1 needs the least"
-        ) from error
+
+
+def _once_more(task: Task, work: Work, commit: str | None) -> Done:
+    try:
+        (done,) = _in_processes([task], 2, work, commit)  # two, or it would be this process
+    except _killed():
+        problem = "its process was killed twice, perhaps for want of memory; --jobs 1 needs least"
+        return Done(task, None, problem)
+    return done
+
+
+def _killed() -> type[Exception]:
+    kind: type[Exception] = needed("joblib.externals.loky.process_executor").TerminatedWorkerError
+    return kind
 
 
 def on_cluster(
@@ -143,29 +167,42 @@ def on_cluster(
 ) -> Generator[Done, None, None]:
     """Carry out the tasks on the workers of a Dask cluster; each as it is done.
 
-    A task whose worker dies goes to another one.
+    A task whose worker dies goes to another one; what has been handed over is not done again.
 
     Args:
         where: the scheduler's address, or ``local:2`` for two workers on this machine.
         work: see :func:`on_this_machine`.
 
     Raises:
-        OptionError: there is no such cluster.
+        OptionError: there is no such cluster, or it has no workers, or it went away.
     """
     commit, work = machine.commit(), work or carry_out
     distributed = needed("distributed")
     with _client(distributed, where) as client:
+        run = uuid.uuid4().hex  # another run's tasks of the same name are others
         futures = [
-            client.submit(work, task, commit, key=f"normkit-{task.key}", pure=False)
+            client.submit(work, task, commit, key=f"normkit-{run}-{task.key}", pure=False)
             for task in tasks
         ]
         tasks_of = {future.key: task for future, task in zip(futures, tasks, strict=True)}
-        for future in distributed.as_completed(futures):
-            if future.status == "error":  # the task's workers died, one after the other
-                problem = f"the workers died of it: {first_line(future.exception())}"
-                yield Done(tasks_of[future.key], None, problem)
+        completed = distributed.as_completed(futures)
+        del futures  # a result that nobody holds is not computed again when its worker dies
+        for future in completed:
+            task = tasks_of[future.key]
+            if future.status == "cancelled":
+                raise _no_cluster(where, "the scheduler went away; what is done is kept")
+            if future.status == "error":
+                yield Done(task, None, _cluster_problem(distributed, future.exception()))
             else:
-                yield future.result()
+                done: Done = future.result()
+                future.release()
+                yield done
+
+
+def _cluster_problem(distributed: Any, error: BaseException) -> str:
+    if isinstance(error, distributed.KilledWorker):
+        return f"the workers died of it: {first_line(error)}"
+    return f"it could not be carried out there: {type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager
@@ -188,6 +225,10 @@ def _client(distributed: Any, where: str) -> Iterator[Any]:
     except (OSError, ValueError, TypeError) as error:
         raise _no_cluster(where, first_line(error)) from error
     with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as error:
+            raise _no_cluster(where, f"no worker came within {PATIENCE} seconds") from error
         yield client
 
 

@@ -41,13 +41,13 @@ class Outcome:
 
     @property
     def low(self) -> float:
-        """The smallest."""
-        return min(self.values, default=math.nan)
+        """The smallest; NaN where there are none, or one of them is."""
+        return math.nan if math.isnan(self.median) else min(self.values)
 
     @property
     def high(self) -> float:
-        """The largest."""
-        return max(self.values, default=math.nan)
+        """The largest; NaN likewise."""
+        return math.nan if math.isnan(self.median) else max(self.values)
 
     @property
     def held(self) -> int:
@@ -60,6 +60,9 @@ class Outcome:
         number = self.number
         if not self.values:
             return "-"
+        if math.isnan(self.median):
+            broken = sum(map(math.isnan, self.values))
+            return f"{number.shown(math.nan)} ({broken} of {counted(len(self.values), 'seed')})"
         middle = number.shown(self.median)
         low, high = number.shown(self.low), number.shown(self.high)
         return middle if low == high else f"{middle} ({low} to {high})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +73,8 @@ def command(
 
     if out is None:
         out = DEFAULT_OUT
-        out.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(OSError):  # what is wrong with the folder is said by save
+            out.parent.mkdir(exist_ok=True)
         overwrite = True
     save(given, out, overwrite=overwrite)
     note(f"page: {out}")

@@ -112,7 +112,7 @@ def run_claims(
 def write_report(
     folder: Annotated[Path, typer.Argument(help="The folder of a run.", metavar="FOLDER")],
     data: Annotated[
-        str | None, typer.Option(help="Which data's results; those of the last run by default.")
+        str | None, typer.Option(help="Which data's results; those measured last by default.")
     ] = None,
     quick: Annotated[
         bool | None, typer.Option("--quick/--full", help="Which results, where there are both.")
@@ -140,6 +140,8 @@ def _show(session: Session, as_json: bool, show: bool) -> None:
         print_table(("claim", "number", "paper", "here", "criterion", "verdict"), rows)
     for line in session.damaged:
         note(f"damaged, left out: {line}")
+    for words in session.left_out:
+        note(f"also in the results: {words}")
     for task, problem in session.problems.items():
         note(f"failed: {task.claim}, seed {task.seed}: {problem}")
     note(f"the page: {session.page.resolve()}")

@@ -35,7 +35,7 @@ def measure(setup: Setup) -> Measured:
             steps.append(float(step.number))
             running.append(accuracy(network, data))
             precise.append(accuracy(adapted(network, enough), data))
-    counts = [n for n in IMAGES if n <= len(enough)]
+    counts = [n for n in IMAGES if n <= len(enough)] or [len(enough)]
     by_count = [accuracy(adapted(network, enough[:n]), data) for n in counts]
     faster = replace(NETWORK, norm_options={"momentum": 0.1}).build(data, setup.seed)
     for _ in descend(faster, batches(data, BATCH, setup.seed), rate=RATE, steps=STEPS):

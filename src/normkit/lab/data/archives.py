@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import os
 import sys
@@ -138,8 +139,8 @@ def _images(content: bytes, name: str) -> Pictures:
 def _parsed(archive: Archive, read: Callable[[bytes], T]) -> T:
     """What is in an archive that is here, or is fetched."""
     path = folder() / archive.name
-    fresh = not path.exists()
-    content = _fetched(archive) if fresh else _stored(path)
+    stored = _stored(path)
+    content = _fetched(archive) if stored is None else stored
     try:
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if digest != archive.digest:
@@ -148,21 +149,34 @@ def _parsed(archive: Archive, read: Callable[[bytes], T]) -> T:
     except (ValueError, OSError, EOFError, tarfile.TarError) as error:
         raise FileError(
             "A file of the data set is damaged",
-            received=str(archive.address if fresh else path),
+            received=archive.address if stored is None else str(path),
             expected="the file as it was published",
             remedy=f"{str(error)[:1].upper()}{str(error)[1:]}. Delete it, and it is fetched anew.",
         ) from error
-    if fresh:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+    if stored is None:
+        _keep(path, content)
     return found
 
 
-def _stored(path: Path) -> bytes:
+def _stored(path: Path) -> bytes | None:
+    """The file's content; None where there is no file."""
     try:
         return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise _unreadable(str(path), error) from error
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """For the next time; data that are here are used all the same where that cannot be."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        sys.stderr.write(
+            f"{path} is not kept, and will be fetched again: {error.strerror or error}; "
+            "NORMKIT_DATA names another folder\n"
+        )
 
 
 def _fetched(archive: Archive) -> bytes:
@@ -170,11 +184,11 @@ def _fetched(archive: Archive) -> bytes:
     try:
         with urllib.request.urlopen(archive.address, timeout=PATIENCE) as answer:
             return bytes(answer.read())
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # the latter: cut in the middle
         raise _unreadable(archive.address, error) from error
 
 
-def _unreadable(where: str, error: OSError) -> FileError:
+def _unreadable(where: str, error: Exception) -> FileError:
     return FileError(
         "A file of the data set cannot be had",
         received=where,

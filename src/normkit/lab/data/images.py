@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from normkit.errors import DataError
+
 __all__ = ["Data", "Pictures", "scaled", "split"]
 
 Tensor = torch.Tensor
@@ -63,8 +65,19 @@ def split(pictures: Pictures, test: int, seed: int) -> tuple[Pictures, Pictures]
 
 
 def scaled(name: str, train: Pictures, test: Pictures, classes: int) -> Data:
-    """One mean and one deviation over all training pixels, so that nothing of the test leaks in."""
+    """One mean and one deviation over all training pixels, so that nothing of the test leaks in.
+
+    Raises:
+        DataError: all training pixels are the same.
+    """
     images, tests = (torch.tensor(p.images, dtype=torch.float32) for p in (train, test))
+    if images.min() == images.max():  # their deviation may be a rounding away from 0
+        raise DataError(
+            "The images are all alike",
+            received=f"{name}, where every pixel is {float(images.min()):.3g}",
+            expected="pixels that differ",
+            remedy="There is nothing to be learned from these; are they damaged?",
+        )
     mean, deviation = images.mean(), images.std()
     labels, answers = (torch.tensor(p.labels, dtype=torch.int64) for p in (train, test))
     images, tests = (images - mean) / deviation, (tests - mean) / deviation
