@@ -267,6 +267,16 @@ def test_wrong_words(run, words, said, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_a_file_where_the_folder_should_be_is_said(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").write_text("in the way")
+    status, out, err = run()
+    assert (status, out) == (2, "")
+    assert err.startswith("normkit: The result cannot be written there")
+    assert err.count("\n") == 1
+    assert (tmp_path / "out").read_text() == "in the way"
+
+
 def test_help_has_examples(run):
     status, out, _ = run("--help")
     assert status == 0
@@ -462,6 +472,25 @@ def test_numbers_typed_in_give_those_of_a_trace(browser, sheet, given):
     fill_in(browser, given)
     check(read(browser), given)
     assert browser.ask("document.querySelectorAll('[aria-invalid]').length") == 0
+    assert browser.problems == []
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_numbers_that_have_no_neighbour_one_further_on(browser, sheet, tmp_path):
+    """1e17 + 1 is 1e17: an axis that counts its ticks by one never comes to its end."""
+    browser.problems.clear()
+    given = values(beta="1e17")
+    page = tmp_path / "far.html"
+    page.write_text(pages.render(given), encoding="utf-8")
+    browser.open(page)
+    check(read(browser), given)
+    browser.open(sheet)
+    enter(browser, "[data-entry=beta]", 1e17)
+    found = read(browser)
+    assert found["beta"].tolist() == [1e17, 0]
+    ticks = browser.ask("document.querySelectorAll('svg path.axis').length")
+    assert 0 < ticks < 100
     assert browser.problems == []
 
 

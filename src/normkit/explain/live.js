@@ -221,12 +221,12 @@
     const rough = (high - low) / 5 || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((k) => k * power).find((s) => s >= rough * 0.999);
-    for (let k = Math.ceil(low / step); k * step <= high; k += 1) {
-      drawing.append(
-        element("path", { class: "axis", d: `M${at(k * step).toFixed(1)} 20V${floor}` }),
-        element("text", { x: at(k * step), y: floor + 13, class: "faint", "text-anchor": "middle" }, shown(k * step)),
-      );
-    }
+    // So many at most: beyond 2 ** 53 a number plus one is itself, and counting never ends.
+    const ticks = Array.from({ length: 12 }, (_, k) => (Math.ceil(low / step) + k) * step);
+    ticks.filter((tick, k) => tick <= high && tick !== ticks[k - 1]).forEach((tick) => drawing.append(
+      element("path", { class: "axis", d: `M${at(tick).toFixed(1)} 20V${floor}` }),
+      element("text", { x: at(tick), y: floor + 13, class: "faint", "text-anchor": "middle" }, shown(tick)),
+    ));
   }
 
   // --- wires ------------------------------------------------------------------------------------------
