@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import io
 import tarfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn import datasets as sklearn_datasets
+from sklearn import model_selection
 
 from normkit.errors import DataError, FileError
-from normkit.lab.data import archives, load
+from normkit.lab.data import archives, folders, load, loading
 from normkit.lab.data.archives import Archive, read_cifar, read_idx
+from normkit.lab.events import write_events
+from normkit.lab.results import Record
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -40,6 +46,14 @@ def rows(number: int, seed: int) -> np.ndarray:
 
 BATCHES = {f"data_batch_{i}.bin": rows(20, i) for i in range(1, 6)}
 WHOLE = {**BATCHES, "test_batch.bin": rows(20, 9)}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept():
+    """The process keeps the last data set; no test begins with that of another one."""
+    loading.forget()
+    yield
+    loading.forget()
 
 
 @pytest.fixture
@@ -137,6 +151,31 @@ def test_what_is_fetched_is_kept_if_it_is_whole(kept, monkeypatch):
     assert (kept / right.name).read_bytes() == content
 
 
+def test_a_connection_that_is_cut_is_said_in_one_line(kept, monkeypatch):
+    answer = Mock()
+    answer.__enter__ = lambda _: answer
+    answer.__exit__ = lambda *_: None
+    answer.read.side_effect = http.client.IncompleteRead(b"half", 4)
+    monkeypatch.setattr(archives.urllib.request, "urlopen", lambda *_, **__: answer)
+    with pytest.raises(FileError, match=r"cannot be had.*4 bytes read, 4 more") as caught:
+        load("mnist", 0)
+    assert "\n" not in str(caught.value)
+    assert not list(kept.iterdir())
+
+
+def test_data_that_cannot_be_kept_are_used_all_the_same(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NORMKIT_DATA", str(tmp_path / "file"))
+    content = cifar(WHOLE)
+    monkeypatch.setattr(archives.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(content))
+    right = Archive(archives.CIFAR10.address, hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(archives, "CIFAR10", right)
+    assert len(load("cifar10", 0).train_labels) == 100
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert right.name in said
+    assert "NORMKIT_DATA" in said
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -165,6 +204,41 @@ def test_a_truncated_archive_is_named(kept, monkeypatch):
     with pytest.raises(FileError, match="damaged") as caught:
         load("cifar10", 0)
     assert str(kept / cut.name) in str(caught.value)
+
+
+# --- what a process keeps -------------------------------------------------------------------------
+
+
+def test_published_data_are_read_once(small_mnist, monkeypatch):
+    reader = Mock(wraps=archives.mnist)
+    monkeypatch.setattr(archives, "mnist", reader)
+    first = load("mnist", 0)
+    images = first.train_images.clone()
+    first.train_images.zero_()  # a caller's own
+    first.test_labels.zero_()
+    again = load("mnist", 0)
+    assert torch.equal(again.train_images, images)
+    assert again.test_labels.tolist() == small_mnist[3].tolist()
+    load("mnist", 1)
+    assert reader.call_count == 1
+
+
+def test_digits_are_the_same_bit_for_bit_however_often_they_are_asked_for():
+    """Figures in reports rest on these very numbers."""
+    for seed in (0, 1, 0):
+        found = sklearn_datasets.load_digits()
+        images, tests, labels, answers = model_selection.train_test_split(
+            found.images[:, None].astype(np.float32), found.target,
+            test_size=500, stratify=found.target, random_state=seed,
+        )  # fmt: skip
+        mean, deviation = torch.tensor(images).mean(), torch.tensor(images).std()
+        data = load("digits", seed)
+        assert torch.equal(data.train_images, (torch.tensor(images) - mean) / deviation)
+        assert torch.equal(data.test_images, (torch.tensor(tests) - mean) / deviation)
+        assert data.train_labels.tolist() == labels.tolist()
+        assert data.test_labels.tolist() == answers.tolist()
+        for one in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+            one.zero_()  # a caller's own
 
 
 # --- folders --------------------------------------------------------------------------------------
@@ -214,3 +288,63 @@ def test_a_folder_that_cannot_serve(tmp_path, make, said):
     with pytest.raises((DataError, FileError), match=said) as caught:
         load(str(folder), 0)
     assert "size=" not in str(caught.value)
+
+
+def test_a_folder_is_decoded_once_until_it_changes(tmp_path, monkeypatch):
+    paint(tmp_path / "pets", ["cat", "dog"])
+    reader = Mock(wraps=folders.open_images)
+    monkeypatch.setattr(folders, "open_images", reader)
+    first, other = load(str(tmp_path / "pets"), 0), load(str(tmp_path / "pets"), 1)
+    assert reader.call_count == 1
+    assert not torch.equal(first.train_images, other.train_images)
+    Image.new("RGB", (5, 6), "red").save(tmp_path / "pets" / "dog" / "more.png")
+    assert len(load(str(tmp_path / "pets"), 0).train_labels) > len(first.train_labels)
+    Image.new("RGB", (5, 6), "blue").save(tmp_path / "pets" / "dog" / "more.png")
+    load(str(tmp_path / "pets"), 0)
+    assert reader.call_count == 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rare_class_stays_in_a_large_folder(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(loading, "MOST_TRAIN", 20)
+    monkeypatch.setattr(loading, "MOST_TEST", 10)
+    paint(tmp_path / "set", ["many"], each=100)
+    paint(tmp_path / "set", ["few"], each=4)
+    data = load(str(tmp_path / "set"), seed)
+    labels = torch.cat([data.train_labels, data.test_labels])
+    few = int((labels == 0).sum())  # by name, it is the first
+    assert few == 4
+    assert 30 <= len(labels) <= 30 + 2 * 4
+
+
+def test_images_that_are_left_out_are_not_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "MOST_TRAIN", 20)
+    monkeypatch.setattr(loading, "MOST_TEST", 10)
+    paint(tmp_path / "set", ["a", "b"], each=50)
+    opened = Mock(wraps=Image.open)
+    monkeypatch.setattr(Image, "open", opened)
+    load(str(tmp_path / "set"), 0)
+    assert opened.call_count <= 31  # the first one says how large all are
+
+
+def test_images_without_a_difference_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "grey" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (7, 7), (77, 77, 77)).save(tmp_path / "grey" / name / f"{number}.png")
+    with pytest.raises(DataError, match=r"all alike.*0\.302"):
+        load(str(tmp_path / "grey"), 0)
+
+
+# --- their events ---------------------------------------------------------------------------------
+
+
+def test_data_of_one_name_have_events_of_their_own(tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    known = ("digits", "/first/pets", "/second/pets", "/third/digits")
+    for data in known:
+        write_events(tmp_path, Record("faster", 0, data, True, {"share": 0.1}))
+    places = {path.parent.name for path in tmp_path.rglob("events.out*")}
+    assert len(places) == len(known)
+    assert "digits-quick-seed0" in places
+    assert sum(place.startswith("pets-") for place in places) == 2
