@@ -45,7 +45,8 @@ MEANING = (
     f"{SEEDS}; where it fails for one of them, the claim is not reproduced. Reported are claims "
     "without a criterion: their numbers are shown, and no verdict is given. These are experiments "
     "of seconds on small networks: that something does not show here does not refute the paper, "
-    "and that it shows does not prove it at the paper's size."
+    "and that it shows does not prove it at the paper's size. Numbers of sections and figures in "
+    "papers are as remembered; the papers' results are too where a card says so."
 )
 QUICK = (
     "These are quick runs: fewer steps and fewer settings than the claims ask for. Numbers that "

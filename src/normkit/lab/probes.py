@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from normkit.lab.residuals import least, most
 from normkit.lab.training import loss_of
 
 __all__ = [
@@ -89,18 +90,18 @@ class Line:
     @property
     def loss_range(self) -> float:
         """Between the largest of the losses and the smallest."""
-        return max(self.losses) - min(self.losses)
+        return most(self.losses) - least(self.losses)
 
     @property
     def relative_change(self) -> float:
         """The largest change of the gradient, in multiples of the gradient."""
-        return ratio(max(self.changes), self.size)
+        return ratio(most(self.changes), self.size)
 
     @property
     def smoothness(self) -> float:
         """The largest change of the gradient by distance: "effective beta-smoothness"."""
         steps = zip(self.changes, self.lengths, strict=True)
-        return max(ratio(change, length * self.size) for change, length in steps)
+        return most(ratio(change, length * self.size) for change, length in steps)
 
 
 def along_gradient(network: nn.Module, x: Tensor, y: Tensor, lengths: Sequence[float]) -> Line:

@@ -87,10 +87,11 @@ CLAIM = Claim(
     ),
     charts=(CONTRAST, NOISE),
     measure=measure,
-    caveat="In a perceptron contrast and brightness have to come back exactly: they change every "
-    "input of the first norm by one positive factor and an offset for each unit, which new "
-    "statistics remove. Zeros around a picture do not become brighter with it, so for convolutions "
-    "it is no longer exact. Blur comes back in part, noise hardly, the negative not at all: a norm "
-    "removes a positive factor, and not a sign. So the gain depends on which changes are averaged.",
+    caveat="In a perceptron contrast and brightness come back exactly to what statistics of the "
+    "unchanged test images give: they change every input of the first norm by one positive "
+    "factor and an offset for each unit, which new statistics remove. Zeros around a picture do "
+    "not become brighter with it, so for convolutions it is no longer exact. Blur comes back in "
+    "part, noise hardly, the negative not at all: a norm removes a positive factor, and not a "
+    "sign. So the gain depends on which changes are averaged.",
     seconds=2,
 )

@@ -49,12 +49,12 @@ def _right(setup: Setup, norm: str, classes: int) -> float:
 
 CLAIM = Claim(
     name="batch_composition",
-    title="Batches of one class mislead batch norm",
-    sentence="Where each batch holds one class, batch norm learns from statistics that give the "
-    "class away, and fails on other batches; group norm, which sees one image at a time, does not.",
-    source="Wu & Johnson 2021, the section on what a batch is made of (its number not checked)",
-    paper="Batches of one class, and of regions of the same image: batch norm's accuracy falls far "
-    "when the statistics of a whole training set take over",
+    title="Batches of one class break batch norm",
+    sentence="Where each batch holds one class, batch norm subtracts what its images have in "
+    "common, which is their class, and does not learn to tell it; group norm, which sees one "
+    "image at a time, does.",
+    source="Wu & Johnson 2021",
+    paper="Batches of one class, and of regions of one image; no figures taken over",
     experiment=f"A perceptron of 3×60 ReLU units, 600 steps of {SIZE} images, rate {RATE:g} "
     "falling linearly to zero; each batch draws one, half or all of the classes, and its images "
     "from those. Tested in eval mode on all classes.",
@@ -66,6 +66,8 @@ CLAIM = Claim(
     ),
     charts=(BY_CLASSES,),
     measure=measure,
-    caveat="",
+    caveat="Batch norm does not learn here and then fail: its training loss stays at that of "
+    "guessing, since subtracting a batch's mean takes its class away; new statistics do not help. "
+    "Batches of half of the classes do no harm.",
     seconds=4,
 )

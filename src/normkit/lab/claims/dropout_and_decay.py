@@ -14,7 +14,9 @@ NORMS = {"batch norm": "batch", "no norm": "none"}
 DROPOUTS = (0.0, 0.1, 0.2, 0.5)
 DECAY = 0.02
 WRONG = 0.2
-BY_DROPOUT = Axes("Accuracy by dropout", "dropout (share)", "test images right (share)")
+BY_DROPOUT = Axes(
+    "Accuracy by dropout", "dropout (share)", "test images right (share)", y_range=(0.75, 1)
+)
 
 
 def measure(setup: Setup) -> Measured:

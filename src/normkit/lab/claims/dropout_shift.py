@@ -9,6 +9,7 @@ from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.networks import Dense
+from normkit.lab.residuals import most
 from normkit.lab.setup import Setup
 from normkit.lab.shifts import adapted
 from normkit.lab.training import accuracy, train
@@ -38,7 +39,7 @@ def measure(setup: Setup) -> Measured:
     found = [_behind_dropout(setup, active, kept) for kept in KEPT]
     expected = [variance_shift(active, kept) for kept in KEPT]
     errors = [(f / e - 1).abs().median() for f, e in zip(found, expected, strict=True)]
-    numbers["formula_error"] = float(max(errors))
+    numbers["formula_error"] = most(map(float, errors))
     kept = list(KEPT)
     return Measured(
         numbers,

@@ -93,9 +93,9 @@ CLAIM = Claim(
     paper="√(π/(π − 1)) ≈ 1.21 a layer for large batches, which is 1.467 for the square (from a "
     "secondary source); (B − 2)/(B − 3) for the square in linear networks (as remembered, not "
     "checked in the paper)",
-    experiment="30 layers of 1024 from He weights, a batch of images, a random gradient at the "
-    "end, nothing trained: growth of the squared gradient a layer, over the 15 layers next to the "
-    "end, where the fixed point of the theory is reached.",
+    experiment="30 layers, or residual blocks, of 1024 from He weights, a batch of images, a "
+    "random gradient at the end, nothing trained: growth of the squared gradient a layer, over "
+    "the 15 layers next to the end, where the fixed point of the theory is reached.",
     numbers=(
         *(
             Number(

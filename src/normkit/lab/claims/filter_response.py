@@ -27,7 +27,7 @@ NORMS: dict[str, tuple[Norm, str]] = {
 WORDS = {"frn": "filter response norm", "batch": "batch norm"}
 CURVE = Axes(
     "Test error by the size of the batch", "images in a batch", "test images wrong (share)",
-    log_x=True, y_range=(0, 1),
+    log_x=True, y_range=(0, 0.15),
 )  # fmt: skip
 
 
@@ -63,11 +63,14 @@ CLAIM = Claim(
     title="Filter response norm learns from single images",
     sentence="Filter response norm needs no batch: a network with it learns from one image a step.",
     source="Singh & Krishnan 2020",
+    paper="0.7 to 1.0 points more right on ImageNet than batch norm, by the abstract; an "
+    "independent rerun: batch norm 23.6 % wrong, filter response norm 24.0 %",
     experiment="A convolutional network (8 and 16 channels) learns from 1,280 images, repeats "
-    "counted, in batches of 32, 8, 2 and 1; the rate is proportional to the size and falls "
-    "linearly to zero. Filter response norm has its thresholded unit in place of the ReLU.",
+    "counted, in batches of 32, 8, 2 and 1; the rate is 0.1 at 32, proportional to the size, and "
+    "falls linearly to zero; momentum 0.9. Filter response norm has its thresholded unit in "
+    "place of the ReLU.",
     numbers=(
-        Number("alone", "right, filter response norm, one image a step", "%", at_least=0.9),
+        Number("alone", "right, filter response norm, one image a step", "%"),
         Number("frn_32", "wrong, filter response norm, batches of 32", "%"),
         Number("batch_32", "wrong, batch norm, batches of 32", "%"),
         Number("parity", "error of batch norm less that of filter response norm, at 32", "points"),
@@ -75,4 +78,8 @@ CLAIM = Claim(
     ),
     charts=(CURVE,),
     measure=measure,
+    caveat="Batch norm learns from single images here too, as each of its channels has a value at "
+    "every position; so this shows that filter response norm works alone, and not that it is "
+    "better. At 32 it is up to 1.6 points behind; errors fall with the batch because small "
+    "batches take more steps.",
 )

@@ -105,7 +105,9 @@ CLAIM = Claim(
     charts=(VARIANCE, CURVES),
     measure=measure,
     caveat="That the mean square does not grow at the start is so by construction: branches are "
-    "zero. At rates so low that nothing diverges, neither does anything learn in so few steps. "
-    "What norms do besides, such as regularize, is not looked at.",
+    "zero. Neither has no rate in between that works: from 1e-13 to 0.1 it diverges or stays "
+    "below 17 %; Fixup and SkipInit are level with batch norm, whose own mean square grows about "
+    "28-fold. What norms do besides, such as regularize, is not looked at. A run that diverged is "
+    "drawn to the end as it last was.",
     seconds=10,
 )  # fmt: skip

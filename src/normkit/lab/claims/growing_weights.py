@@ -53,6 +53,8 @@ def _train(setup: Setup, network: Dense) -> tuple[float, list[float], list[float
             break
         squares = [_square(one.weight) for one in linears]
         off = [float((a / b - 1).abs().max()) for a, b in zip(squares, foreseen, strict=True)]
+        if not all(map(math.isfinite, off)):
+            break  # the last step has diverged, which without batch norm may be
         worst = most((worst, *off))
         growth = float(foreseen[0].sum()) / start - grown[-1]
         grown.append(float(squares[0].sum()) / start)

@@ -91,8 +91,9 @@ CLAIM = Claim(
     ),
     charts=(BYTES,),
     measure=measure,
-    caveat="An exact zero of gamma, or a slope of zero (ReLU), cannot be undone; in float32 a "
-    "gamma near zero costs digits. The experiment's own function shows the idea; normkit's layers "
-    "keep their input, not their output.",
+    caveat="The share is arithmetic, and the same for every seed. An exact zero of gamma, or a "
+    "slope of zero (ReLU), cannot be undone, and in float32 a gamma near zero costs digits; "
+    "normkit's own lean_memory() keeps the input of norms instead and computes their output "
+    "again, which works with any activation.",
     seconds=1,
 )  # fmt: skip

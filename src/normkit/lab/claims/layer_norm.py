@@ -63,7 +63,7 @@ CLAIM = Claim(
     ),
     charts=(CURVES,),
     measure=measure,
-    caveat="Figure and section are as remembered, not checked in the paper. The gain is asked of "
-    "batches of 2; at 4, the paper's size, it is small on these images.",
+    caveat="Figure, section and the paper's sizes are as remembered, not checked in the paper. "
+    "The gain is asked of batches of 2; at 4, the paper's size, it is small on these images.",
     seconds=5,
 )  # fmt: skip

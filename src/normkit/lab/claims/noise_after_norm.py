@@ -56,7 +56,8 @@ def measure(setup: Setup) -> Measured:
     }
     return Measured(
         {
-            "share": noisy.steps_to(GOAL) / plain.steps_to(GOAL),
+            # a plain network that never arrives counts as one that would in the next step
+            "share": noisy.steps_to(GOAL) / min(plain.steps_to(GOAL), _steps(setup)),
             "noise_alone": max(noisy_plain.accuracies),
             "clean": clean.steps_to(GOAL),
             "noisy": noisy.steps_to(GOAL),
@@ -75,9 +76,12 @@ def _run(setup: Setup, norm: str, noisy: bool) -> Run:
 
     network = replace(NETWORK, norm=layers, bias=norm == "none").build(setup.data, setup.seed)
     return train(
-        network, setup.data, rate=0.5, steps=setup.pick(1000, 500), seed=setup.seed, every=20,
-        goal=GOAL,
-    )  # fmt: skip
+        network, setup.data, rate=0.5, steps=_steps(setup), seed=setup.seed, every=20, goal=GOAL
+    )
+
+
+def _steps(setup: Setup) -> int:
+    return setup.pick(1000, 500)
 
 
 CLAIM = Claim(
@@ -86,13 +90,14 @@ CLAIM = Claim(
     sentence="With noise behind each batch norm that moves and scales the layers' inputs anew in "
     "each step, a network still trains faster than one without norm or noise; so stable "
     "distributions cannot be why batch norm helps.",
-    source="Santurkar et al. 2018, section 2.1 and figure 1 (right)",
+    source="Santurkar et al. 2018, section 2.1",
     paper="VGG on CIFAR-10: with noisy batch norm about as good as with batch norm; the same noise "
     "keeps a network without norm from training at all; curves, no figures",
-    experiment="Three sigmoid layers of 100 from small Gaussian weights (deviation 0.1), rate 0.5: "
-    f"steps until {100 * GOAL:.0f} % of the test images are right, 1000 at most. Noise in front of "
-    "each sigmoid, in training only: each unit times a number from 1 to 3 and moved by up to 6 "
-    "either way, drawn anew in each step, and a fifth of that for each image by itself.",
+    experiment="Three sigmoid layers of 100 from small Gaussian weights (deviation 0.1), rate "
+    f"0.5: steps until {100 * GOAL:.0f} % of the test images are right, 1000 at most, measured "
+    "every 20. Noise in front of each sigmoid, in training only: each unit times a number from 1 "
+    "to 3 and moved by up to 6 either way, drawn anew in each step, and a fifth of that for each "
+    "image by itself.",
     numbers=(
         Number(
             "share", "steps with noisy batch norm as a share of those with neither", "%",
@@ -100,7 +105,7 @@ CLAIM = Claim(
         ),
         Number(
             "noise_alone", "best test accuracy with the same noise and no norm", "%",
-            at_most=GOAL,
+            at_most=GOAL - 1e-9,  # below it, not at it
         ),
         Number("clean", "steps with batch norm", "steps"),
         Number("noisy", "steps with batch norm and noise", "steps"),

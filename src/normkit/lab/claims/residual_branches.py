@@ -6,6 +6,7 @@ import torch
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.probes import power
+from normkit.lab.residuals import least, most
 from normkit.lab.setup import Setup
 from normkit.lab.skips import Block, Residual
 from normkit.lab.training import batches
@@ -25,8 +26,8 @@ def measure(setup: Setup) -> Measured:
     scaled = [number * share for number, share in zip(blocks, shares, strict=True)]
     return Measured(
         {
-            "smallest": min(scaled),
-            "largest": max(scaled),
+            "smallest": least(scaled),
+            "largest": most(scaled),
             "slope": power(blocks, shares) / 2,
             "last": batch[-1][0],
             "last_plain": plain[-1][0],

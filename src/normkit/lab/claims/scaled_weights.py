@@ -8,6 +8,7 @@ from torch import nn
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.data import Data
 from normkit.lab.networks import Flat, start
+from normkit.lab.residuals import most
 from normkit.lab.setup import Setup
 from normkit.lab.training import Step, clip_by_weights, train
 from normkit.torch.beyond import ScaledWSLinear
@@ -28,7 +29,7 @@ def measure(setup: Setup) -> Measured:
     numbers, series = {}, []
     for kind, name in (("standardized", "scaled standardized weights"), ("he", "He weights")):
         variances, shares = signals(setup.generator(), standardized=kind == "standardized")
-        numbers[f"variance_{kind}"], numbers[f"shift_{kind}"] = variances[-1], max(shares)
+        numbers[f"variance_{kind}"], numbers[f"shift_{kind}"] = variances[-1], most(shares)
         series.append(Series(SIGNALS.heading, f"variance, {name}", layers, variances))
         series.append(Series(SIGNALS.heading, f"share of means, {name}", layers, shares))
     rates, highest = list(setup.pick(RATES, RATES[1::2])), {}
@@ -37,7 +38,7 @@ def measure(setup: Setup) -> Measured:
         good = [rate for rate, right in zip(rates, found, strict=True) if right >= GOAL]
         highest[clips] = max(good, default=0.0)
         series.append(Series(SWEEP.heading, name, rates, found))
-    numbers["rates"] = highest[True] / highest[False] if highest[False] else float("nan")
+    numbers["rates"] = highest[True] / max(highest[False], rates[0])  # or more, where none works
     return Measured(numbers | {"plain": highest[False], "clipped": highest[True]}, series)
 
 
@@ -116,7 +117,9 @@ CLAIM = Claim(
     charts=(SIGNALS, SWEEP),
     measure=measure,
     caveat="Variance and means hold at the start and up to the width: in 256 units the variance "
-    "wanders by a few percent. How much clipping allows depends on λ and the batch; in small "
-    "batches the gain is nearer to threefold.",
+    "wanders by a few percent. How much clipping allows depends on λ; at rates that suit the "
+    "plain network, clipped networks learn more slowly. In batches of 16 neither gets to 90 % in "
+    "two seeds of three. Where no rate works without clipping, the lowest one stands in, and the "
+    "ratio is a lower bound.",
     seconds=4,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.networks import Dense
+from normkit.lab.residuals import most
 from normkit.lab.setup import Setup
 from normkit.lab.training import Step, batches, descend
 
@@ -64,7 +65,7 @@ def measure(setup: Setup) -> Measured:
     for name, recipe in RECIPES.items():
         _, others, rates = trained(setup, recipe)
         apart = [_apart(a, b) for a, b in zip(others, outputs, strict=True)]
-        numbers[name] = max(apart)
+        numbers[name] = most(apart)
         series.append(Series(OUTPUTS.heading, WORDS[name], steps, apart))
         if recipe.decay == 0:
             series.append(Series(EFFECTIVE.heading, WORDS[name], steps, rates))
