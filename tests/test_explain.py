@@ -318,7 +318,7 @@ def test_the_page_loads_nothing_and_is_whole(text):
 
 
 def test_the_table_of_invariances_is_what_was_measured(text):
-    from normkit.lab.invariances import invariance_table
+    from normkit.lab.kit.invariances import invariance_table
 
     rows = invariance_table()
     cells = re.findall(r'<td class="(same|other)">.*?"residual">([^<]+)<', text)
@@ -332,7 +332,7 @@ def test_the_table_of_invariances_is_what_was_measured(text):
 
 
 def test_a_measurement_that_disagrees_is_said(monkeypatch):
-    from normkit.lab import invariances
+    from normkit.lab.kit import invariances
 
     wrong = [invariances.Row("batch norm", "all weights times a", True, 0.5)]
     monkeypatch.setattr(invariances, "invariance_table", lambda: wrong)

@@ -21,9 +21,9 @@ from normkit.lab.claims import (  # noqa: E402
     stable_inputs,
 )
 from normkit.lab.data import Data  # noqa: E402
-from normkit.lab.labels import mislabelled  # noqa: E402
+from normkit.lab.kit.labels import mislabelled  # noqa: E402
+from normkit.lab.kit.training import Run  # noqa: E402
 from normkit.lab.setup import Setup  # noqa: E402
-from normkit.lab.training import Run  # noqa: E402
 
 
 def images(total=200, classes=5):

@@ -10,7 +10,7 @@ from torch import nn  # noqa: E402
 
 import normkit.torch as nkt  # noqa: E402
 from normkit.lab.data import Data  # noqa: E402
-from normkit.lab.networks import Conv, Dense, norm_layer, start  # noqa: E402
+from normkit.lab.kit.networks import Conv, Dense, norm_layer, start  # noqa: E402
 from normkit.torch import beyond  # noqa: E402
 
 VECTORS = ("none", "batch", "ghost", "renorm", "group", "layer", "rms", "tanh")

@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: E402, N812 - its usual name
 
 import normkit.torch as nkt  # noqa: E402
 from normkit.lab.data import Data  # noqa: E402
-from normkit.lab.networks import Dense  # noqa: E402
-from normkit.lab.training import Run, accuracy, batches, descend, loss_of, train  # noqa: E402
+from normkit.lab.kit.networks import Dense  # noqa: E402
+from normkit.lab.kit.training import Run, accuracy, batches, descend, loss_of, train  # noqa: E402
 
 
 def clusters(total=50, tests=20, shift=3.0):

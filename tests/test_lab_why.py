@@ -19,8 +19,8 @@ from normkit.lab.claims import (  # noqa: E402
     shift_or_smoothness,
 )
 from normkit.lab.data import Data  # noqa: E402
-from normkit.lab.networks import Conv, Dense  # noqa: E402
-from normkit.lab.probes import (  # noqa: E402
+from normkit.lab.kit.networks import Conv, Dense  # noqa: E402
+from normkit.lab.kit.probes import (  # noqa: E402
     Line,
     along_gradient,
     covariate_shift,
@@ -31,9 +31,9 @@ from normkit.lab.probes import (  # noqa: E402
     power,
     ratio,
 )
+from normkit.lab.kit.skips import Block, Residual  # noqa: E402
+from normkit.lab.kit.training import descend, loss_of  # noqa: E402
 from normkit.lab.setup import Setup  # noqa: E402
-from normkit.lab.skips import Block, Residual  # noqa: E402
-from normkit.lab.training import descend, loss_of  # noqa: E402
 
 F64 = torch.float64
 

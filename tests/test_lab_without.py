@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from normkit.lab.branches import Branch, Branches
 from normkit.lab.claims.dynamic_tanh import Scaled
 from normkit.lab.claims.fixup import mean_squares
 from normkit.lab.data import Data
-from normkit.lab.memory import EPS, SLOPE, InPlaceNorm, Kept
-from normkit.lab.skips import Block
-from normkit.lab.training import clip_by_weights
+from normkit.lab.kit.branches import Branch, Branches
+from normkit.lab.kit.memory import EPS, SLOPE, InPlaceNorm, Kept
+from normkit.lab.kit.skips import Block
+from normkit.lab.kit.training import clip_by_weights
 from normkit.torch.beyond import DynamicTanh
 
 IMAGES = torch.randn(12, 1, 3, 3, generator=torch.Generator().manual_seed(0))

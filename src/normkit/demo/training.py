@@ -11,7 +11,7 @@ from torch import nn
 
 from normkit.demo.networks import DESCRIPTION, Init, Network, build
 from normkit.lab.data import Data
-from normkit.lab.training import batches, descend
+from normkit.lab.kit.training import batches, descend
 
 BATCH = 64
 EVERY = 5  # steps between two measurements

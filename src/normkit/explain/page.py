@@ -64,7 +64,7 @@ def render(given: Values = EXAMPLE) -> str:
             expected=f"at most {MOST_SAMPLES} samples of {MOST_CHANNELS} channels",
             remedy="Print it with --text, which takes any number.",
         )
-    from normkit.lab.invariances import invariance_table  # late: it brings PyTorch
+    from normkit.lab.kit.invariances import invariance_table  # late: it brings PyTorch
 
     parts = [
         Widget(_part("opening"), style=_asset("explain.css")),

@@ -57,12 +57,12 @@ class Number:
             return "not a number"
         number = 100 * value if self.unit == "%" else value
         if number == round(number) and abs(number) < 1e6:
-            return f"{number:.0f} {self.unit}".rstrip()
+            return _with_unit(f"{number:.0f}", self.unit)
         for digits in (3, 4, 6, 9):  # as many as it takes to be on its side of a bound
             text = f"{number:.{digits}g}"
             if self.holds(float(text) / (100 if self.unit == "%" else 1)) == self.holds(value):
                 break
-        return f"{text} {self.unit}".rstrip()
+        return _with_unit(text, self.unit)
 
     @property
     def bound(self) -> str:
@@ -70,6 +70,10 @@ class Number:
         low = "" if self.at_least is None else f"at least {self.shown(self.at_least)}"
         high = "" if self.at_most is None else f"at most {self.shown(self.at_most)}"
         return " and ".join(filter(None, (low, high)))
+
+
+def _with_unit(number: str, unit: str) -> str:
+    return f"{number.replace('-', '−')} {unit}".rstrip()  # lines break at a hyphen, not at a minus
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv, Dense
+from normkit.lab.kit.networks import Conv, Dense
+from normkit.lab.kit.shifts import adapted, shifted
+from normkit.lab.kit.training import accuracy, train
 from normkit.lab.setup import Setup
-from normkit.lab.shifts import adapted, shifted
-from normkit.lab.training import accuracy, train
 
 NETWORK = Dense((100, 100, 100), norm="batch")
 WITH_BORDERS = Conv((16, 32), norm="batch", pool=False)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.shifts import shifted
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.shifts import shifted
-from normkit.lab.training import train
 from normkit.torch import AdaptiveBatchNorm1d
 
 Tensor = torch.Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.sizes import falling, of_classes
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import falling, of_classes
-from normkit.lab.training import train
 
 NETWORK = Dense((60, 60, 60))
 NORMS = {"batch": "batch norm", "group": "group norm, 10 groups"}

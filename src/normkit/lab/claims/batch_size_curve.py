@@ -9,9 +9,9 @@ from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.data import Data
-from normkit.lab.networks import Flat, norm_layer, start
+from normkit.lab.kit.networks import Flat, norm_layer, start
+from normkit.lab.kit.sizes import SIZES, Regime, renorm_schedule
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import SIZES, Regime, renorm_schedule
 
 WIDTH, GHOST, GROUPS = 32, 4, 4
 NORMS = {

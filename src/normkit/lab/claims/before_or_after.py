@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv, Dense
+from normkit.lab.kit.networks import Conv, Dense
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Run, train
 
 NETWORKS: dict[str, Dense | Conv] = {
     "dense_relu": Dense((100, 100, 100), norm="batch"),

@@ -8,7 +8,7 @@ import torch
 
 import normkit as nk
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.residuals import EXACT, draw, equal, gradients, kernels, most, residual
+from normkit.lab.kit.residuals import EXACT, draw, equal, gradients, kernels, most, residual
 from normkit.lab.setup import Setup
 from normkit.torch.functional import normalize
 

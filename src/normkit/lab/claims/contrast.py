@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv
+from normkit.lab.kit.networks import Conv
+from normkit.lab.kit.training import accuracy, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import accuracy, train
 from normkit.torch import InstanceNorm2d
 
 Tensor = torch.Tensor

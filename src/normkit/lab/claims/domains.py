@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.shifts import adapted, shifted
+from normkit.lab.kit.training import accuracy, batches, train
 from normkit.lab.setup import Setup
-from normkit.lab.shifts import adapted, shifted
-from normkit.lab.training import accuracy, batches, train
 
 Tensor = torch.Tensor
 NETWORK = Dense((100, 100, 100), norm="batch")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.labels import mislabelled
-from normkit.lab.networks import Dense
+from normkit.lab.kit.labels import mislabelled
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.training import train
 
 NORMS = {"batch norm": "batch", "no norm": "none"}
 DROPOUTS = (0.0, 0.1, 0.2, 0.5)

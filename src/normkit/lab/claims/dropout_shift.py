@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.residuals import most
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.residuals import most
+from normkit.lab.kit.shifts import adapted
+from normkit.lab.kit.training import accuracy, train
 from normkit.lab.setup import Setup
-from normkit.lab.shifts import adapted
-from normkit.lab.training import accuracy, train
 from normkit.torch import BatchNorm1d
 
 Tensor = torch.Tensor

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv, Norm
+from normkit.lab.kit.networks import Conv, Norm
+from normkit.lab.kit.skips import Residual
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.skips import Residual
-from normkit.lab.training import Run, train
 
 DEEP, RATE = Residual(width=64, blocks=20), 0.05
 MAPS, MAPS_RATES = Conv((16, 32, 32)), (0.1, 1.0)

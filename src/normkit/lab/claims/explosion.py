@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.skips import Block, Residual
+from normkit.lab.kit.training import batches
 from normkit.lab.setup import Setup
-from normkit.lab.skips import Block, Residual
-from normkit.lab.training import batches
 
 LIMIT = math.pi / (math.pi - 1)
 BATCHES = (16, 32, 64)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv
+from normkit.lab.kit.networks import Conv
+from normkit.lab.kit.sizes import Regime
+from normkit.lab.kit.training import Run
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import Regime
-from normkit.lab.training import Run
 from normkit.torch import beyond
 
 CHANNELS = 16

@@ -7,9 +7,9 @@ from functools import partial
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Conv, Norm
+from normkit.lab.kit.networks import Conv, Norm
+from normkit.lab.kit.sizes import Regime
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import Regime
 from normkit.torch import beyond
 
 

@@ -7,11 +7,11 @@ from typing import get_args
 import torch
 from torch import nn
 
-from normkit.lab.branches import Branches, Start
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
+from normkit.lab.kit.branches import Branches, Start
+from normkit.lab.kit.skips import Block
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.skips import Block
-from normkit.lab.training import Run, train
 
 Tensor = torch.Tensor
 RATE, LOWER, EVERY = 0.1, (1e-3, 1e-6, 1e-9, 1e-11), 10

@@ -9,8 +9,8 @@ from torch import nn
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured, Number
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, residual
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, residual
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 from normkit.models import fold, plan_folds
 

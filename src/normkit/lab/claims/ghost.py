@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.sizes import falling
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import falling
-from normkit.lab.training import Run, train
 
 NETWORK = Dense((60, 60, 60), norm="batch")
 SMALL, LARGE, RATE = 32, 512, 0.05

@@ -6,7 +6,7 @@ import torch
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import (
+from normkit.lab.kit.residuals import (
     EPSILONS,
     apart,
     draw,
@@ -17,7 +17,7 @@ from normkit.lab.residuals import (
     residual,
     through,
 )  # fmt: skip
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 
 SAMPLES, CHANNELS, POSITIONS = 12, 6, 5

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import normkit as nk
 from normkit.lab.claim import Claim, Measured, Number
-from normkit.lab.residuals import EPSILONS, EXACT, Pass, equal, kernels, least, most, residual
+from normkit.lab.kit.residuals import EPSILONS, EXACT, Pass, equal, kernels, least, most, residual
 from normkit.lab.setup import Setup
 
 

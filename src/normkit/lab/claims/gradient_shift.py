@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.probes import Shift, covariate_shift, ratio
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.probes import Shift, covariate_shift, ratio
+from normkit.lab.kit.training import Step, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, train
 
 DEPTHS = (3, 6, 12, 16)
 DEPTH = 12  # of the criterion

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import normkit as nk
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import EPSILONS, Pass, apart, equal, kernels, most, residual
+from normkit.lab.kit.residuals import EPSILONS, Pass, apart, equal, kernels, most, residual
 from normkit.lab.setup import Setup
 
 NORMS: tuple[Callable[[float], nk.Norm], ...] = (

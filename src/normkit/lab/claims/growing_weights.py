@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.residuals import EXACT, apart, equal, kernels, most
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.residuals import EXACT, apart, equal, kernels, most
+from normkit.lab.kit.training import Step, batches, descend
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, batches, descend
 
 NETWORK = Dense((32, 32))
 RATE, STEPS, BATCH = 1.0, 40, 60

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.memory import EPS, SLOPE, InPlaceNorm, Kept
-from normkit.lab.residuals import draw, largest, most
+from normkit.lab.kit.memory import EPS, SLOPE, InPlaceNorm, Kept
+from normkit.lab.kit.residuals import draw, largest, most
 from normkit.lab.setup import Setup
 from normkit.torch import BatchNorm2d
 

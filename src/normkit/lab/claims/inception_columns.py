@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Run, train
 
 PLAIN = Dense((64,) * 8)
 NORMED = replace(PLAIN, norm="batch")

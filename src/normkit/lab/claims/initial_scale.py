@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.claims.faster import GOAL, NETWORK
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.training import train
 
 DEVIATIONS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 USUAL, LARGER = 0.1, 0.3

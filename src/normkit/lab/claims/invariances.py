@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from normkit.lab.claim import Claim, Measured, Number
-from normkit.lab.invariances import CHANGES, NORMS, invariance_table
-from normkit.lab.residuals import apart, equal
+from normkit.lab.kit.invariances import CHANGES, NORMS, invariance_table
+from normkit.lab.kit.residuals import apart, equal
 from normkit.lab.setup import Setup
 
 

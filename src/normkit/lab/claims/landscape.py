@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from normkit.lab.claim import Axes, Claim, Field, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.probes import gradient, loss_slice, ratio
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.probes import gradient, loss_slice, ratio
+from normkit.lab.kit.training import batches, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import batches, train
 
 NETWORK = Dense((64,) * 8)
 RATE = 0.1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.sizes import Regime
+from normkit.lab.kit.training import Run
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import Regime
-from normkit.lab.training import Run
 
 NETWORK = Dense((60, 60, 60))
 NORMS = {"batch": "batch norm", "layer": "layer norm"}

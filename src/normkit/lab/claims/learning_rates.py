@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Run, train
 
 NETWORK = Dense((64,) * 8)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)

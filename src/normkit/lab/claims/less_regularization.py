@@ -10,10 +10,10 @@ import torch
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.data import Data
-from normkit.lab.labels import mislabelled
-from normkit.lab.networks import Dense
+from normkit.lab.kit.labels import mislabelled
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import Run, batches, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Run, batches, train
 
 BATCH = 60
 L2 = 0.005

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured, Number
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, least, through
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, least, through
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 
 CHANNELS, HEIGHT, WIDTH = 6, 3, 4

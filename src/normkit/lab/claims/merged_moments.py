@@ -11,7 +11,7 @@ from torch import Tensor
 
 import normkit as nk
 from normkit.lab.claim import Claim, Measured, Number
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, most, residual
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, most, residual
 from normkit.lab.setup import Setup
 
 COUNTS = (1, 2, 5, 17, 40, 3)

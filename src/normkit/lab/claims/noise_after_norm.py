@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense, norm_layer
+from normkit.lab.kit.networks import Dense, norm_layer
+from normkit.lab.kit.training import Run, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Run, train
 
 Tensor = torch.Tensor
 

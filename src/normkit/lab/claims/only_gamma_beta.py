@@ -7,9 +7,9 @@ from torch import nn
 
 from normkit import torch as nkt
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import Step, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, train
 
 WIDTHS = (25, 100, 400)
 ACCURACY = Axes(

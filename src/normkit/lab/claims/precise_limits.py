@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import normkit as nk
 from normkit import torch as nkt
 from normkit.lab.claim import Axes, Claim, Measured, Series
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, most
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, most
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 from normkit.models import recalibrate
 

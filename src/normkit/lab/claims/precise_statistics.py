@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.shifts import adapted
+from normkit.lab.kit.training import accuracy, batches, descend
 from normkit.lab.setup import Setup
-from normkit.lab.shifts import adapted
-from normkit.lab.training import accuracy, batches, descend
 
 MOMENTUM = 0.001
 NETWORK = Dense((100, 100, 100), norm="batch", norm_options={"momentum": MOMENTUM})

@@ -7,8 +7,8 @@ from torch import nn
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import apart, draw, equal, gradients, kernels, least, residual
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, gradients, kernels, least, residual
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 
 INPUTS, UNITS = 10, 8

@@ -12,10 +12,10 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit import torch as nkt
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.probes import power
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.probes import power
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.training import train
 
 Tensor = torch.Tensor
 

@@ -8,9 +8,9 @@ from functools import partial
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.sizes import Regime, renorm_schedule
 from normkit.lab.setup import Setup
-from normkit.lab.sizes import Regime, renorm_schedule
 
 NETWORK = Dense((60, 60, 60))
 NORMS = {"batch": "batch norm", "renorm": "batch renorm", "group": "group norm, 10 groups"}

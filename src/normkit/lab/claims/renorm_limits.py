@@ -8,8 +8,8 @@ import torch
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, residual, through
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, residual, through
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 
 CHANNELS = 6

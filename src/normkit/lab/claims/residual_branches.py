@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.probes import power
-from normkit.lab.residuals import least, most
+from normkit.lab.kit.probes import power
+from normkit.lab.kit.residuals import least, most
+from normkit.lab.kit.skips import Block, Residual
+from normkit.lab.kit.training import batches
 from normkit.lab.setup import Setup
-from normkit.lab.skips import Block, Residual
-from normkit.lab.training import batches
 
 BLOCKS = 50
 SHARE = Axes(

@@ -9,7 +9,7 @@ import torch
 import normkit as nk
 from normkit import torch as nkt
 from normkit.lab.claim import Axes, Claim, Measured, Series
-from normkit.lab.residuals import apart, draw, equal, kernels, largest, most, residual
+from normkit.lab.kit.residuals import apart, draw, equal, kernels, largest, most, residual
 from normkit.lab.setup import Setup
 
 CHANNELS = 6

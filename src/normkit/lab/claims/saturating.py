@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import train
 from normkit.lab.setup import Setup
-from normkit.lab.training import train
 
 PLAIN = Dense((64,) * 10, activation="sigmoid", std=0.1)
 KINDS = {

@@ -7,10 +7,10 @@ from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
 from normkit.lab.data import Data
-from normkit.lab.networks import Flat, start
-from normkit.lab.residuals import most
+from normkit.lab.kit.networks import Flat, start
+from normkit.lab.kit.residuals import most
+from normkit.lab.kit.training import Step, clip_by_weights, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, clip_by_weights, train
 from normkit.torch.beyond import ScaledWSLinear
 
 Tensor = torch.Tensor

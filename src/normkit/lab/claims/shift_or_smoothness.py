@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.probes import along_gradient, covariate_shift, ratio
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.probes import along_gradient, covariate_shift, ratio
+from normkit.lab.kit.training import Step, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, train
 
 NETWORKS = {"batch": "batch norm", "none": "no norm"}
 RATE = 0.1

@@ -6,10 +6,10 @@ from dataclasses import replace
 from statistics import median
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.probes import Line, along_gradient, ratio
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.probes import Line, along_gradient, ratio
+from normkit.lab.kit.training import Step, train
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, train
 
 NETWORK = Dense((64,) * 8)
 RATE = 0.1

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.training import batches, descend
 from normkit.lab.setup import Setup
-from normkit.lab.training import batches, descend
 
 NETWORK = Dense((100, 100, 100), activation="sigmoid", std=0.1)
 SHARES = (0.15, 0.5, 0.85)

@@ -6,7 +6,7 @@ import torch
 
 from normkit import torch as nkt
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import EPSILONS, apart, draw, equal, kernels, most, residual
+from normkit.lab.kit.residuals import EPSILONS, apart, draw, equal, kernels, most, residual
 from normkit.lab.setup import Setup
 
 CHANNELS = 6

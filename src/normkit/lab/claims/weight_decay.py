@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.residuals import most
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.residuals import most
+from normkit.lab.kit.training import Step, batches, descend
 from normkit.lab.setup import Setup
-from normkit.lab.training import Step, batches, descend
 
 Tensor = torch.Tensor
 TINY = 1e-30  # as good as none in float64

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import apart, draw, equal, gradients, kernels, most, residual
-from normkit.lab.residuals import with_random_affine as randomized
+from normkit.lab.kit.residuals import apart, draw, equal, gradients, kernels, most, residual
+from normkit.lab.kit.residuals import with_random_affine as randomized
 from normkit.lab.setup import Setup
 from normkit.torch import beyond
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from normkit.lab.claim import Axes, Claim, Measured, Number, Series
-from normkit.lab.networks import Dense
-from normkit.lab.residuals import most
+from normkit.lab.kit.networks import Dense
+from normkit.lab.kit.residuals import most
 from normkit.lab.setup import Setup
 from normkit.torch.beyond import data_dependent_init, weight_norm
 

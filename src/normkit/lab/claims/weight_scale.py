@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 import normkit as nk
 from normkit.lab.claim import Claim, Measured
-from normkit.lab.residuals import (
+from normkit.lab.kit.residuals import (
     EPSILONS,
     apart,
     draw,

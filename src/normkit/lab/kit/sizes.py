@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normkit.lab.data import Data
-from normkit.lab.training import Run, train
+from normkit.lab.kit.training import Run, train
 from normkit.torch import RenormSchedule
 
 __all__ = ["SIZES", "Regime", "falling", "of_classes", "renorm_schedule"]
@@ -48,7 +48,7 @@ class Regime:
         return max(1, self.images // size)
 
     def train(self, network: nn.Module, data: Data, size: int, seed: int, **options: Any) -> Run:
-        """The training; ``options`` go to :func:`normkit.lab.training.train`."""
+        """The training; ``options`` go to :func:`normkit.lab.kit.training.train`."""
         steps = self.steps(size)
         options = {"every": steps, **options}
         return train(

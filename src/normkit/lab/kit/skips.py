@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from normkit.lab.data import Data
-from normkit.lab.networks import Flat, Norm, norm_layer, start
+from normkit.lab.kit.networks import Flat, Norm, norm_layer, start
 
 __all__ = ["Block", "Residual"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from normkit.lab.residuals import least, most
-from normkit.lab.training import loss_of
+from normkit.lab.kit.residuals import least, most
+from normkit.lab.kit.training import loss_of
 
 __all__ = [
     "Line",

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from normkit.lab.data import Data
-from normkit.lab.networks import Flat, start
-from normkit.lab.skips import Block
+from normkit.lab.kit.networks import Flat, start
+from normkit.lab.kit.skips import Block
 from normkit.torch import BatchNorm1d
 
 __all__ = ["Branch", "Branches", "Start"]

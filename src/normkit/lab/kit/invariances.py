@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from normkit import torch as nkt
-from normkit.lab.residuals import CLEAR, EXACT, draw, kernels, residual
+from normkit.lab.kit.residuals import CLEAR, EXACT, draw, kernels, residual
 from normkit.torch import beyond
 
 __all__ = ["CHANGES", "NORMS", "Row", "invariance_table"]

@@ -1,0 +1,1 @@
+"""What experiments are made of: networks, training, and what is measured on the way."""
