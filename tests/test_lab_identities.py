@@ -15,9 +15,9 @@ from torch import nn
 
 import normkit as nk
 from normkit import torch as nkt
-from normkit.lab.kit import invariances, residuals
 from normkit.lab.claims import TOPICS, find
 from normkit.lab.data.images import Data
+from normkit.lab.kit import invariances, residuals
 from normkit.lab.kit.invariances import CHANGES, NORMS, invariance_table
 from normkit.lab.kit.residuals import (
     CLEAR,
