@@ -17,6 +17,7 @@ pytest.importorskip("jinja2", reason="jinja2 is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
 
+from hearing import hearing
 from normkit.cli import main
 from normkit.lab import running
 from normkit.lab.claims import TOPICS, find
@@ -250,10 +251,8 @@ def begun(out):
     """The command in a process of its own."""
     words = ("run", *LONG, "--quick", "--seeds", str(SEEDS), "--jobs", "1", "--out", str(out))
     return subprocess.Popen(
-        [sys.executable, "-m", "normkit.cli", "lab", *words],
+        hearing("-m", "normkit.cli", "lab", *words),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell's background makes its children deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from browser import Browser, needs_chromium
+from hearing import hearing
 from normkit.demo import chapters, journey, lab
 from normkit.demo import main as command
 from normkit.demo.main import main
@@ -263,13 +264,11 @@ def test_the_usual_page_is_replaced_and_others_when_told(arguments, tmp_path, mo
 
 
 def test_interrupted_run_leaves_no_file(tmp_path):
-    command = [*COMMAND, "--out", tmp_path / "page.html"]
+    command = [*COMMAND[1:], "--out", tmp_path / "page.html"]
     command.remove("--quick")  # a signal that comes late on a busy machine still finds it training
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        # What runs in the background of a shell is deaf to it, and passes that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as run:  # fmt: skip
+        hearing(*command), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as run:
         for line in run.stderr:
             if line.startswith("[1/"):
                 break
