@@ -25,7 +25,7 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
 
     _by: ClassVar[By]
 
-    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002, N803 - scikit-learn's names
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's names
         """Learn from all rows at once; forgets what was learned before.
 
         Args:
@@ -36,10 +36,10 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
             del self.summary_
         return self.partial_fit(X)
 
-    def partial_fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002, N803
+    def partial_fit(self, X: Any, y: Any = None) -> Self:  # noqa: ARG002
         """Learn from some more rows; the result is that of all rows at once."""
         known: Summary | None = getattr(self, "summary_", None)
-        X = self._checked(X, reset=known is None)  # noqa: N806
+        X = self._checked(X, reset=known is None)
         found = Summary.of(X)
         self.summary_ = found if known is None else known.merge(found)
         scale = self._scale
@@ -47,12 +47,12 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
         self.n_samples_seen_ = int(np.max(self.summary_.moments.count))
         return self
 
-    def transform(self, X: Any) -> Any:  # noqa: N803
+    def transform(self, X: Any) -> Any:
         """The scaled columns: a new array; of a Dask array a lazy one."""
         check_is_fitted(self)
         return self._scale(self._checked(X))
 
-    def inverse_transform(self, X: Any) -> Any:  # noqa: N803
+    def inverse_transform(self, X: Any) -> Any:
         """Columns in their own units again."""
         check_is_fitted(self)
         return self._scale.inverse(self._checked(X))
@@ -61,7 +61,7 @@ class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: i
     def _scale(self) -> Scale:
         return self.summary_.scale(self._by)
 
-    def _checked(self, X: Any, reset: bool = False) -> Any:  # noqa: N803
+    def _checked(self, X: Any, reset: bool = False) -> Any:
         if not is_dask(X):
             return validate_data(self, X, reset=reset, dtype=(np.float64, np.float32))
         if reset:

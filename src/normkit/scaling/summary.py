@@ -89,18 +89,19 @@ class Summary:
     @classmethod
     def _of_block(cls, block: np.ndarray[Any, Any], axis: int | None) -> Summary:
         others = tuple(i for i in range(block.ndim) if i != axis)
-        moments = Moments.of(block, others)
         low, high = (np.asarray(f(block, others), np.float64) for f in (np.min, np.max))
-        if not np.isfinite(high - low).all() or not np.isfinite(moments.mean).all():
-            features = np.flatnonzero(~np.isfinite(np.atleast_1d(high - low)))
+        spoilt = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+        if len(spoilt):
             raise DataError(
                 "Some values are not finite",
-                received=f"NaN or infinity in {len(features)} features, the first is number "
-                f"{features[0] if len(features) else 0}",
+                received=f"NaN or infinity in {len(spoilt)} features, the first is number "
+                f"{spoilt[0]}",
                 expected="finite numbers",
                 remedy="Drop those samples or fill them in first.",
             )
-        return cls(moments, low, high, axis if axis is None else axis - block.ndim)
+        return cls(
+            Moments.of(block, others), low, high, axis if axis is None else axis - block.ndim
+        )
 
     def merge(self, *others: Summary) -> Summary:
         """The summary of all parts together: exact, and in any order.
@@ -134,9 +135,9 @@ class Summary:
                 remedy="By range, values lie within 1 of each other; by deviation, their "
                 "variance is 1.",
             )
-        # A deviation of rounding errors alone is none, and one too small for float64 divides nothing.
-        moves = (self.high > self.low) & (divisor > 0)
-        return Scale(self.moments.mean, np.where(moves, divisor, 1.0), self.axis)
+        still = self.high == self.low
+        shift = np.where(still, self.low, self.moments.mean)  # whose last digit may be rounded
+        return Scale(shift, np.where(still | (divisor == 0), 1.0, divisor), self.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +239,7 @@ def _of_dask(x: Any, axis: int | None) -> Summary:
 
     axis = _checked_axis(x.ndim, axis)
     whole = x if axis is None else x.rechunk({axis: -1})
-    blocks = [block for block in whole.to_delayed().ravel()]
+    blocks = list(whole.to_delayed().ravel())
     behind = None if axis is None else axis - x.ndim
     parts = dask.compute(*(dask.delayed(_of_part)(block, behind) for block in blocks))
     known = [part for part in parts if part is not None]

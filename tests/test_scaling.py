@@ -1,0 +1,218 @@
+"""Scaling of input data: by mean and range, by mean and deviation; in parts, on Dask, in pipelines."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from normkit.errors import DataError, DTypeError, OptionError, ShapeError
+from normkit.scaling import Summary, scale_by_deviation, scale_by_range, summary
+
+sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
+
+from normkit.scaling import MeanDeviationScaler, MeanRangeScaler  # noqa: E402
+
+RNG = np.random.default_rng(0)
+X = RNG.normal([1.0, -200.0, 1e4], [1.0, 30.0, 1.0], (400, 3))
+BOTH = {"range": scale_by_range, "deviation": scale_by_deviation}
+
+
+def by_hand(x, by, axis=0):
+    spread = np.ptp(x, axis=axis, keepdims=True) if by == "range" else x.std(axis, keepdims=True)
+    return (x - x.mean(axis, keepdims=True)) / spread
+
+
+class TestFunctions:
+    @pytest.mark.parametrize("by", BOTH)
+    def test_columns(self, by):
+        np.testing.assert_allclose(BOTH[by](X), by_hand(X, by), rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("by", BOTH)
+    def test_channels_of_images(self, by):
+        x = RNG.normal(5, 2, (6, 3, 4, 4))
+        np.testing.assert_allclose(BOTH[by](x, axis=1), by_hand(x, by, (0, 2, 3)), rtol=1e-9)
+
+    @pytest.mark.parametrize("by", BOTH)
+    def test_one_scale_in_all(self, by):
+        x = RNG.integers(0, 255, (5, 7)).astype("uint8")
+        found = BOTH[by](x, axis=None)
+        np.testing.assert_allclose(found, by_hand(x.astype(float), by, (0, 1)), rtol=1e-9)
+        assert found.dtype == np.float64
+
+    def test_a_feature_that_never_changes_becomes_zero(self):
+        x = np.full((3, 2), 0.1)
+        for scale in BOTH.values():
+            assert not scale(x).any()
+
+    def test_a_feature_whose_variance_is_too_small_for_a_number(self):
+        x = np.array([[0.0], [1e-200]])
+        assert np.isfinite(scale_by_deviation(x)).all()
+
+    def test_float32_far_from_zero_keeps_its_digits(self):
+        x = (RNG.normal(size=(1000, 2)) + 1e4).astype("float32")
+        found = scale_by_deviation(x)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, by_hand(x.astype("float64"), "deviation"), atol=1e-6)
+
+    def test_what_is_given_is_not_changed(self):
+        x = X.copy()
+        x.setflags(write=False)
+        scale_by_range(x)
+        np.testing.assert_array_equal(x, X)
+
+
+class TestParts:
+    @pytest.mark.parametrize("by", BOTH)
+    @pytest.mark.parametrize("cuts", [[1], [5, 5, 390], [399]])
+    def test_parts_merge_into_the_whole_in_any_order(self, by, cuts):
+        parts = [part for part in np.split(X, np.cumsum(cuts)) if len(part)]
+        whole = Summary.of(X).scale(by)
+        for order in (parts, parts[::-1]):
+            found = Summary.of_parts(iter(order)).scale(by)
+            np.testing.assert_allclose(found.shift, whole.shift, rtol=1e-12)
+            np.testing.assert_allclose(found.divisor, whole.divisor, rtol=1e-12)
+
+    def test_blocks_change_nothing(self, monkeypatch):
+        whole = Summary.of(X).scale()(X)
+        monkeypatch.setattr(summary, "BLOCK", 17)
+        np.testing.assert_allclose(Summary.of(X).scale()(X), whole, rtol=0, atol=1e-10)
+        wide = X.T.copy()
+        again = Summary.of(wide, axis=0).scale()(wide).T
+        np.testing.assert_allclose(again, whole, rtol=0, atol=1e-10)
+
+    def test_data_on_disk_are_read_in_blocks(self, tmp_path, monkeypatch):
+        np.save(tmp_path / "x.npy", X)
+        monkeypatch.setattr(summary, "BLOCK", 64)
+        mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+        np.testing.assert_allclose(Summary.of(mapped).scale()(mapped), by_hand(X, "deviation"))
+
+    def test_back_again(self):
+        for by in BOTH:
+            scale = Summary.of(X).scale(by)
+            np.testing.assert_allclose(scale.inverse(scale(X)), X, rtol=1e-12)
+
+    def test_features_that_do_not_fit(self):
+        with pytest.raises(ShapeError, match="3 features along axis -1"):
+            Summary.of(X).scale()(X[:, :2])
+        with pytest.raises(ShapeError):
+            Summary.of(X).merge(Summary.of(X[:, :2]))
+
+
+class TestBadInput:
+    def test_none_at_all(self):
+        for empty in (np.empty((0, 3)), []):
+            with pytest.raises(DataError, match="at least one value"):
+                Summary.of(empty, axis=-1)
+        with pytest.raises(DataError, match="no parts"):
+            Summary.of_parts([])
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_not_finite(self, value):
+        x = X.copy()
+        x[7, 1] = value
+        with pytest.raises(DataError, match="1 features, the first is number 1"):
+            Summary.of(x)
+
+    def test_no_numbers(self):
+        with pytest.raises(DTypeError, match="Encode categories"):
+            scale_by_range(np.array([["a"], ["b"]]))
+        with pytest.raises(DTypeError):
+            scale_by_range(np.array([1j, 2j]))
+
+    @pytest.mark.parametrize("axis", [2, -3, 0.5, True])
+    def test_no_such_axis(self, axis):
+        with pytest.raises(ShapeError, match="No axis of features"):
+            scale_by_range(X, axis=axis)
+
+    def test_no_such_way(self):
+        with pytest.raises(OptionError, match="'range' or 'deviation'"):
+            Summary.of(X).scale("median")
+
+
+class TestDask:
+    da = pytest.importorskip("dask.array", reason="Dask is not installed")
+
+    @pytest.mark.parametrize("by", BOTH)
+    @pytest.mark.parametrize("chunks", [(400, 3), (100, 3), (33, 2), (1, 1)])
+    def test_as_numpy_and_lazy(self, by, chunks):
+        x = self.da.from_array(X[:40], chunks=chunks)
+        scale = Summary.of(x).scale(by)
+        lazy = scale(x)
+        assert isinstance(lazy, self.da.Array)
+        np.testing.assert_allclose(lazy.compute(), by_hand(X[:40], by), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(scale.inverse(lazy).compute(), X[:40], rtol=1e-9)
+
+    def test_empty_blocks_change_nothing(self):
+        x = self.da.concatenate([self.da.from_array(X), self.da.empty((0, 3))])
+        np.testing.assert_allclose(Summary.of(x).scale().shift, X.mean(0))
+        with pytest.raises(DataError):
+            Summary.of(self.da.empty((0, 3)))
+
+    def test_across_processes(self):
+        distributed = pytest.importorskip("distributed", reason="Dask distributed is not installed")
+        x = self.da.from_array(X, chunks=(50, 3))
+        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster):
+            found = MeanDeviationScaler().fit(x).transform(x).compute()
+        np.testing.assert_allclose(found, by_hand(X, "deviation"), rtol=0, atol=1e-10)
+
+
+@parametrize_with_checks([MeanRangeScaler(), MeanDeviationScaler()])
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learns_own_checks(estimator, check):
+    check(estimator)
+
+
+class TestTransformers:
+    def test_by_deviation_is_standard_scaler(self):
+        ours, theirs = MeanDeviationScaler().fit(X), StandardScaler().fit(X)
+        np.testing.assert_allclose(ours.transform(X), theirs.transform(X), rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(ours.scale_, theirs.scale_, rtol=1e-12)
+        assert ours.n_samples_seen_ == 400
+
+    def test_partial_fit_is_fit(self):
+        for kind in (MeanRangeScaler, MeanDeviationScaler):
+            parts = kind()
+            for part in np.array_split(X, 7):
+                parts.partial_fit(part)
+            whole = kind().fit(X)
+            np.testing.assert_allclose(parts.scale_, whole.scale_, rtol=1e-12)
+            np.testing.assert_allclose(parts.fit(X[:9]).mean_, X[:9].mean(0))
+
+    def test_names_of_columns_and_frames(self):
+        pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+        frame = pandas.DataFrame(X, columns=["age", "metres", "year"])
+        scaler = MeanRangeScaler().set_output(transform="pandas").fit(frame)
+        assert list(scaler.transform(frame).columns) == ["age", "metres", "year"]
+
+    def test_sparse_is_refused_clearly(self):
+        scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+        with pytest.raises(TypeError, match="[Ss]parse"):
+            MeanRangeScaler().fit(scipy.csr_matrix(np.eye(3)))
+
+    def test_dask_stays_lazy(self):
+        da = pytest.importorskip("dask.array", reason="Dask is not installed")
+        x = da.from_array(X, chunks=(100, 3))
+        scaler = MeanRangeScaler().fit(x)
+        assert scaler.n_features_in_ == 3
+        assert isinstance(scaler.transform(x), da.Array)
+        np.testing.assert_allclose(scaler.transform(x).compute(), by_hand(X, "range"), atol=1e-12)
+
+    def test_pickles(self):
+        scaler = MeanDeviationScaler().fit(X)
+        again = pickle.loads(pickle.dumps(scaler))
+        np.testing.assert_array_equal(again.transform(X), scaler.transform(X))
+
+
+def test_functions_need_no_scikit_learn():
+    code = (
+        "import sys, numpy as np; from normkit.scaling import scale_by_range;"
+        "scale_by_range(np.eye(3)); assert not {'sklearn', 'dask', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
