@@ -20,7 +20,7 @@ LAYERS = (
     ("explain", "lab"),
     ("models",),
     ("report",),
-    ("torch", "keras", "jax"),
+    ("torch", "keras", "jax", "scaling"),
     ("",),  # the package itself: the public names
     ("norms",),
     ("engine", "trace", "checks"),
@@ -148,7 +148,7 @@ def test_no_import_cycles():
         ("torch", ("torch", "models", "lab", "demo", "cli")),
         ("jax", ("jax",)),
         ("numba", ("kernels",)),
-        ("sklearn", ("lab", "demo")),
+        ("sklearn", ("lab", "demo", "scaling")),
     ],
 )
 def test_a_library_is_imported_in_its_own_layer_only(library, where):

@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit.errors import OptionError, ShapeError
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-
-from jax import numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
-from torch.nn import functional as F  # noqa: N812
-
-from normkit.errors import OptionError, ShapeError
-from normkit.jax import (
+jnp, F = jax.numpy, torch.nn.functional
+Mesh, PartitionSpec = jax.sharding.Mesh, jax.sharding.PartitionSpec
+from normkit.jax import (  # noqa: E402
     BatchStats,
     batch_norm,
     group_norm,

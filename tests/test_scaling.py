@@ -1,4 +1,4 @@
-"""Scaling of input data: by mean and range, by mean and deviation; in parts, on Dask, in pipelines."""
+"""Scaling by mean and range, by mean and deviation: in parts, on Dask, in pipelines."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class TestTransformers:
 
     def test_sparse_is_refused_clearly(self):
         scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
-        with pytest.raises(TypeError, match="[Ss]parse"):
+        with pytest.raises(TypeError, match=r"[Ss]parse"):
             MeanRangeScaler().fit(scipy.csr_matrix(np.eye(3)))
 
     def test_dask_stays_lazy(self):

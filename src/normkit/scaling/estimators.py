@@ -13,7 +13,7 @@ from normkit.scaling.summary import By, Scale, Summary, is_dask
 __all__ = ["MeanDeviationScaler", "MeanRangeScaler"]
 
 
-class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class _Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Learns the scale of each column, and applies it.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from normkit.errors import DataError, DTypeError, OptionError, ShapeError
+from normkit.extras import needed
 from normkit.moments import Moments
 
 __all__ = ["By", "Scale", "Summary", "is_dask", "scale_by_deviation", "scale_by_range"]
@@ -235,13 +236,12 @@ def is_dask(x: Any) -> bool:
 
 def _of_dask(x: Any, axis: int | None) -> Summary:
     """A summary a block, wherever it is computed; only they travel."""
-    import dask
-
+    delayed, compute = needed("dask").delayed, needed("dask").compute
     axis = _checked_axis(x.ndim, axis)
     whole = x if axis is None else x.rechunk({axis: -1})
     blocks = list(whole.to_delayed().ravel())
     behind = None if axis is None else axis - x.ndim
-    parts = dask.compute(*(dask.delayed(_of_part)(block, behind) for block in blocks))
+    parts = compute(*(delayed(_of_part)(block, behind) for block in blocks))
     known = [part for part in parts if part is not None]
     if not known:
         return Summary.of(np.empty(0), None)  # says that there is nothing
