@@ -96,9 +96,7 @@ class TestFlax:
             lambda layer, x: layer(x), in_axes=(None, 0), out_axes=0, axis_name="parts"
         )
         x, alone = draw(4, 2, 6), self.ours.BatchNorm(6, rngs=self.nnx.Rngs(0))
-        np.testing.assert_allclose(
-            mapped(layer, x).reshape(8, 6), alone(x.reshape(8, 6)), **CLOSE
-        )
+        np.testing.assert_allclose(mapped(layer, x).reshape(8, 6), alone(x.reshape(8, 6)), **CLOSE)
         np.testing.assert_allclose(layer.var[...], alone.var[...], **CLOSE)
 
     def test_what_it_does_not_take(self):

@@ -12,7 +12,8 @@ EXTRAS = {
     "torch": "torch", "typer": "cli", "rich": "cli", "safetensors": "safetensors",
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "jinja2": "report",
     "markupsafe": "report", "plotly": "report", "tensorboard": "watch", "PIL": "images",
-    "sklearn": "lab", "joblib": "lab", "dask": "cluster", "distributed": "cluster",
+    "sklearn": "scaling", "joblib": "lab", "dask": "cluster", "distributed": "cluster",
+    "jax": "jax", "flax": "flax", "equinox": "equinox",
 }  # fmt: skip
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
-
 from normkit import norms
+from normkit.extras import needed
 from normkit.jax.normalizing import normalize
 
 __all__ = ["BatchNorm"]
 
 Array = Any
+eqx = needed("equinox")
 
 
-class BatchNorm(eqx.nn.BatchNorm):
+class BatchNorm(eqx.nn.BatchNorm):  # type: ignore[name-defined]
     """equinox.nn.BatchNorm with less kept for backward.
 
     Arguments are Equinox'. Of its modes "batch" is computed by normkit; "ema", which normalizes by

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flax import nnx
 from jax import numpy as jnp
 
 from normkit import norms
 from normkit.errors import OptionError, ShapeError
+from normkit.extras import needed
 from normkit.jax.functional import BatchStats, batch_norm
 from normkit.jax.normalizing import normalize
 from normkit.norms import Norm
@@ -24,9 +24,10 @@ from normkit.norms import Norm
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 Array = Any
+nnx = needed("flax.nnx")
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.BatchNorm):  # type: ignore[name-defined]
     """flax.nnx.BatchNorm, right also where the mean is far from zero, with less kept for backward.
 
     ``axis_name`` merges the statistics of all devices exactly. Arguments are Flax's;
@@ -58,7 +59,7 @@ class BatchNorm(nnx.BatchNorm):
         return y
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.LayerNorm):  # type: ignore[name-defined]
     """flax.nnx.LayerNorm over the features of each position."""
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
@@ -66,7 +67,7 @@ class LayerNorm(nnx.LayerNorm):
         return _alone(self, norms.TokenLayerNorm(eps=self.epsilon), x, mask, of_features=True)
 
 
-class RMSNorm(nnx.RMSNorm):
+class RMSNorm(nnx.RMSNorm):  # type: ignore[name-defined]
     """flax.nnx.RMSNorm over the features of each position."""
 
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
@@ -74,7 +75,7 @@ class RMSNorm(nnx.RMSNorm):
         return _alone(self, norms.RMSNorm(eps=self.epsilon), x, mask, of_features=True)
 
 
-class InstanceNorm(nnx.InstanceNorm):
+class InstanceNorm(nnx.InstanceNorm):  # type: ignore[name-defined]
     """flax.nnx.InstanceNorm: each feature of each sample by its positions."""
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
@@ -82,7 +83,7 @@ class InstanceNorm(nnx.InstanceNorm):
         return _alone(self, norms.InstanceNorm(eps=self.epsilon), x, mask)
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(nnx.GroupNorm):  # type: ignore[name-defined]
     """flax.nnx.GroupNorm: each sample by groups of its features, over all positions."""
 
     def __call__(self, x: Array, *, mask: Array | None = None) -> Array:

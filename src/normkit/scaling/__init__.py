@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from normkit.extras import needed
 from normkit.scaling.summary import Scale, Summary, scale_by_deviation, scale_by_range
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The transformers, which need scikit-learn, when they are asked for."""
     if name in ("MeanDeviationScaler", "MeanRangeScaler"):
+        needed("sklearn")
         from normkit.scaling import estimators
 
         return getattr(estimators, name)
