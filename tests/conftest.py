@@ -1,4 +1,6 @@
-"""Hypothesis without deadlines: the first call of a kernel compiles it. One thread a test process.
+"""What all tests share: settings of Hypothesis and of threads, and a browser.
+
+Hypothesis has no deadlines, as the first call of a kernel compiles it. A process has one thread:
 
 PyTorch's threads wait by spinning. Where several test processes have as many of them as there are
 cores, they wait for one another: two files that take 36 s with one thread each took 316 s.
@@ -9,6 +11,9 @@ from __future__ import annotations
 import os
 
 import hypothesis
+import pytest
+
+from browser import Browser
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports PyTorch
@@ -17,3 +22,10 @@ hypothesis.settings.register_profile(
     "normkit", deadline=None, derandomize=True, max_examples=25, database=None
 )
 hypothesis.settings.load_profile("normkit")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium for the tests of a file, all in one tab."""
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened

@@ -12,7 +12,7 @@ import pytest
 
 import normkit as nk
 import oracle
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 from test_report import loads
 from test_trace import chain
 
@@ -342,12 +342,6 @@ def test_a_measurement_that_disagrees_is_said(monkeypatch):
 
 
 # --- in a browser ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
@@ -15,7 +16,7 @@ from normkit.errors import OptionError, ShapeError
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 jnp, F = jax.numpy, torch.nn.functional
-Mesh, PartitionSpec = jax.sharding.Mesh, jax.sharding.PartitionSpec
+PartitionSpec = jax.sharding.PartitionSpec
 from normkit.jax import (  # noqa: E402
     BatchStats,
     batch_norm,
@@ -26,6 +27,7 @@ from normkit.jax import (  # noqa: E402
     rms_norm,
 )
 
+MESH = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("devices",))
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 
@@ -143,22 +145,53 @@ def test_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="JAX sees one device only")
-@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+@pytest.mark.parametrize("way", ["pmap", "shard_map", "shard_map without vma"])
 def test_statistics_over_devices_are_those_of_the_whole_batch(way):
     x, dy = draw(8, 5, 6), draw(8, 5, 6, seed=4)
     whole = split_loss(jnp.asarray(x), dy, None)
+    of_part = partial(split_loss, axis_name="devices")
     if way == "pmap":
-        of_part = jax.pmap(lambda x, dy: split_loss(x, dy, "devices"), axis_name="devices")
-        found = of_part(x.reshape(2, 4, 5, 6), dy.reshape(2, 4, 5, 6))
+        mapped = jax.pmap(of_part, axis_name="devices")
+        found = mapped(x.reshape(2, 4, 5, 6), dy.reshape(2, 4, 5, 6))
     else:
-        mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
         along = PartitionSpec("devices")
         found = jax.shard_map(
-            lambda x, dy: split_loss(x, dy, "devices"),
-            mesh=mesh, in_specs=(along, along), out_specs=(along, along), check_vma=False,
+            of_part, mesh=MESH, in_specs=(along, along), out_specs=(along, along),
+            check_vma=way == "shard_map",
         )(x, dy)  # fmt: skip
     for one, other in zip(found, whole, strict=True):
         np.testing.assert_allclose(np.asarray(one).reshape(8, 5, 6), other, **CLOSE)
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="JAX sees one device only")
+@pytest.mark.parametrize("where", ["inside", "outside"])
+def test_gradients_of_what_devices_share_are_those_of_the_whole_batch(where):
+    arrays = draw(8, 6), draw(6, seed=1), draw(6, seed=2)
+
+    def loss(x, gamma, beta, axis_name=None):
+        y, _ = normalize(nk.BatchNorm(), x, gamma, beta, axis_name=axis_name)
+        total = (y**3).sum()
+        return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+    of_part = partial(loss, axis_name="devices")
+    split, shared = PartitionSpec("devices"), PartitionSpec()
+    options = {"mesh": MESH, "in_specs": (split, shared, shared)}
+    if where == "inside":
+        parts = jax.grad(of_part, (0, 1, 2))
+        found = jax.shard_map(parts, out_specs=(split, shared, shared), **options)(*arrays)
+    else:
+        found = jax.grad(jax.shard_map(of_part, out_specs=shared, **options), (0, 1, 2))(*arrays)
+    whole = jax.grad(loss, (0, 1, 2))(*arrays)
+    plain = jax.grad(lambda *a: (reference(*a) ** 3).sum(), (0, 1, 2))(*arrays)
+    for one, other, oracle in zip(found, whole, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(one, oracle, rtol=1e-3, atol=1e-2)
+
+
+def reference(x, gamma, beta):
+    """Batch norm in JAX's own operations."""
+    centred = x - x.mean(0)
+    return centred / jnp.sqrt((centred**2).mean(0) + 1e-5) * gamma + beta
 
 
 def test_parts_of_unequal_size_weigh_by_their_elements():
@@ -211,8 +244,7 @@ def test_second_derivatives():
         return jax.grad(lambda x: (normalize(nk.BatchNorm(), x)[0] ** 3).sum())(x)
 
     def plain(x):
-        centred = x - x.mean(0)
-        return ((centred / jnp.sqrt((centred**2).mean(0) + 1e-5)) ** 3).sum()
+        return (reference(x, 1.0, 0.0) ** 3).sum()
 
     ours = jax.grad(lambda x: (slope(x) ** 2).sum())(jnp.asarray(x))
     theirs = jax.grad(lambda x: (jax.grad(plain)(x) ** 2).sum())(jnp.asarray(x))
@@ -267,6 +299,10 @@ class TestBatchNorm:
     def test_momentum_is_a_weight(self, momentum):
         with pytest.raises(OptionError, match="weight of the old statistics"):
             batch_norm(draw(2, 3), BatchStats.start(3), training=True, momentum=momentum)
+
+    def test_lists_are_arrays_too(self):
+        y, _ = batch_norm([[1.0], [3.0]], BatchStats.start(1), training=True, eps=0.0)
+        assert y.ravel().tolist() == [-1.0, 1.0]
 
     def test_statistics_of_other_channels(self):
         with pytest.raises(ShapeError, match=r"received shape \(4,\), expected \(3,\)"):

@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("jinja2", reason="jinja2 is not installed")
 pytest.importorskip("plotly", reason="plotly is not installed")
 
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 from normkit.lab.claim import Axes, Claim, Field, Measured, Number, Series
 from normkit.lab.claims import TOPICS
 from normkit.lab.drawing import charts
@@ -388,12 +388,6 @@ def of_all_kinds(seed):
         for name, k in (("batch norm", 1), ("no norm", 4))
     ]  # fmt: skip
     return series, fields
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ pytest.importorskip("jinja2", reason="jinja2 is not installed")
 
 from torch import nn  # noqa: E402
 
-from browser import Browser, needs_chromium  # noqa: E402
+from browser import needs_chromium  # noqa: E402
 from normkit.models.auditing.audit import audit  # noqa: E402
 from normkit.models.auditing.findings import Finding, LayerRecord, Skipped  # noqa: E402
 from normkit.models.auditing.page import render, sections_of  # noqa: E402
@@ -466,12 +466,6 @@ def test_page_of_a_real_audit(tmp_path):
 
 
 # --- in a browser ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from browser import Browser, needs_chromium
+from browser import needs_chromium
 from normkit.report import (
     LEVELS,
     Bars,
@@ -551,12 +551,6 @@ def test_text_and_marks_stand_out_from_the_paper(scheme):
 
 
 # --- in a browser ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

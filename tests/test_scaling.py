@@ -102,6 +102,8 @@ class TestParts:
             Summary.of(X).scale()(X[:, :2])
         with pytest.raises(ShapeError):
             Summary.of(X).merge(Summary.of(X[:, :2]))
+        with pytest.raises(ShapeError, match="Summaries of other layouts"):
+            Summary.of(X).merge(Summary.of(X[:, :, None], axis=1))
 
 
 class TestBadInput:
@@ -151,7 +153,7 @@ class TestDask:
     def test_empty_blocks_change_nothing(self):
         x = self.da.concatenate([self.da.from_array(X), self.da.empty((0, 3))])
         np.testing.assert_allclose(Summary.of(x).scale().shift, X.mean(0))
-        with pytest.raises(DataError):
+        with pytest.raises(DataError, match=r"Dask array of shape \(0, 3\)"):
             Summary.of(self.da.empty((0, 3)))
 
     def test_across_processes(self):

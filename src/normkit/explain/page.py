@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from normkit.explain.graph import EDGES, NODES
 from normkit.explain.values import EXAMPLE, Values
 from normkit.extras import needed
 from normkit.report import Widget, page
+from normkit.report.templates import asset, environment
 from normkit.words import counted
 from normkit.writing import check_output, write_whole
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_CHANNELS", "MOST_SAMPLES", "render", "save"]
 
+PACKAGE = "normkit.explain"
 TITLE = "Normalization, taken apart"
 SUMMARY = (
     "Every norm subtracts a mean, divides by a deviation, then scales and shifts. The methods "
@@ -67,16 +68,16 @@ def render(given: Values = EXAMPLE) -> str:
     from normkit.lab.kit.invariances import invariance_table  # late: it brings PyTorch
 
     parts = [
-        Widget(_part("opening"), style=_asset("explain.css")),
+        Widget(_part("opening"), style=asset(PACKAGE, "explain.css")),
         Widget(_part("sets", cube=cube)),
         Widget(
             _part("graph", nodes=NODES, symbols={node.name: node.symbol for node in NODES},
                   start=_start(given), rows=range(MOST_SAMPLES), channels=channels),
-            script=_asset("numbers.js"),
+            script=asset(PACKAGE, "numbers.js"),
         ),
         Widget(
             _part("inference", rows=range(MOST_SAMPLES), channels=channels),
-            script=_asset("live.js"),
+            script=asset(PACKAGE, "live.js"),
         ),
         Widget(_part("invariances", **_table(invariance_table()))),
         Widget(_part("derivation", nodes=NODES)),
@@ -115,23 +116,11 @@ def _part(name: str, **values: Any) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    library = needed("jinja2")
     markup = needed("markupsafe").Markup
-    environment = library.Environment(
-        autoescape=True,
-        undefined=library.StrictUndefined,
-        loader=library.FunctionLoader(_asset),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
+    made = environment(PACKAGE).overlay()  # its globals are its own
+    made.globals.update(
         math=lambda tex: markup(mathml(tex)),
         display=lambda tex: markup(f'<div class="formula">{mathml(tex, display=True)}</div>'),
         safe=markup,
     )
-    return environment
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("normkit.explain").joinpath(name).read_text(encoding="utf-8")
+    return made

@@ -73,6 +73,7 @@ def batch_norm(
             expected="a number from 0 to 1, the weight of the old statistics",
             remedy="PyTorch's 0.1 is 0.9 here.",
         )
+    x = jnp.asarray(x)
     channels = x.shape[axis]
     for name, values in stats._asdict().items():
         if values.shape != (channels,):

@@ -103,22 +103,19 @@ def _forward(how: _How, given: _Given) -> tuple[tuple[Array, Moments], Any]:
 
 
 def _backward(how: _How, kept: Any, gradients: Any) -> tuple[_Given]:
-    given, found = kept
+    given, statistics = kept
     dy, _ = gradients
-    _, saved = _applied(how, given, found)  # y is not used again, and so not computed again
+    _, saved = _applied(how, given, statistics)  # y is not used again, and so not computed again
     sums = how.norm.gradient_sums(dy, saved)
     whole = sums
     if how.axis_name is not None:
-        # Gamma and beta are each device's own: whoever shares them adds their gradients up.
         dz, dzx = lax.psum((sums.dz, sums.dzx), how.axis_name)
         whole = GradientSums(sums.gamma, sums.beta, dz, dzx)
-    found_gradients = how.norm.gradient_apply(dy, saved, whole)
-    return (
-        _Given(
-            found_gradients.x, found_gradients.gamma, found_gradients.beta,
-            found_gradients.residual, _zero(given.mask), _zero(given.lengths),
-        ),
-    )  # fmt: skip
+    found = how.norm.gradient_apply(dy, saved, whole)
+    gradients = _Given(
+        found.x, found.gamma, found.beta, found.residual, _zero(given.mask), _zero(given.lengths)
+    )
+    return (_Given(*map(_shared, gradients, given)),)
 
 
 _normalize.defvjp(_forward, _backward)
@@ -140,6 +137,27 @@ def _over_all(how: _How, part: Moments) -> Moments:
     mean = total / jnp.maximum(count, 1)
     spread = part.mean - mean
     return Moments(count, mean, lax.psum(part.m2 + part.count * spread**2, how.axis_name))
+
+
+def _shared(gradient: Array | None, given: Array | None) -> Array | None:
+    """The gradient of what all devices of a ``shard_map`` share is the sum of theirs.
+
+    Where JAX keeps no account of that (``vmap``, ``pmap``, ``check_vma=False``), each has its own,
+    and whoever shares gamma and beta adds them up.
+    """
+    if given is None or gradient is None:
+        return gradient
+    over = tuple(_varying(gradient) - _varying(given))
+    return lax.psum(gradient, over) if over else gradient
+
+
+def _varying(values: Array) -> frozenset[Hashable]:
+    """Mapped axes along which values differ, as far as JAX knows."""
+    if not hasattr(jax, "typeof"):  # before JAX 0.6 it knew nothing
+        return frozenset()
+    kind = jax.typeof(values)
+    manual = getattr(kind, "manual_axis_type", None)  # its name in later versions
+    return frozenset(getattr(kind, "vma", ()) if manual is None else manual.varying)
 
 
 def _zero(values: Array | None) -> Array | None:

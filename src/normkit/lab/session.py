@@ -11,7 +11,7 @@ from pathlib import Path
 
 from normkit.errors import FileError, OptionError
 from normkit.extras import needed
-from normkit.lab.claims import TOPICS, find
+from normkit.lab.claims import TOPICS, all_claims, find
 from normkit.lab.data import NAMES, load
 from normkit.lab.events import FOLDER as EVENTS
 from normkit.lab.events import write_events
@@ -198,7 +198,7 @@ def _told(
 
     records = [r for r in results.records if r.data == data and r.quick == quick]
     wanted = {*named, *(record.claim for record in records)}
-    claims = [claim for claim in find([]) if claim.name in wanted]
+    claims = [claim for claim in all_claims() if claim.name in wanted]
     others = [r for r in results.records if (r.data, r.quick) != (data, quick)]
     elsewhere = [f"not shown here: {_held(others, ())}"] if others else []
     session = Session(

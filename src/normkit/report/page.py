@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normkit.extras import needed
 from normkit.report.cards import Card, Cards, Code, Scoreboard
@@ -21,10 +19,9 @@ from normkit.report.sections import (
     Verdict,
     Widget,
 )
+from normkit.report.templates import asset, environment
 
-if TYPE_CHECKING:
-    import jinja2
-
+PACKAGE = "normkit.report"
 CHARTS: tuple[type[Section], ...] = (Chart, Heat)
 MARKED: tuple[type[Section], ...] = (Verdict, Notices, Folds, Diagram, Scoreboard, Cards)
 #: What goes into a page that has a section of such a kind.
@@ -49,43 +46,29 @@ def page(title: str, sections: Sequence[Section], summary: str = "") -> str:
     markup = needed("markupsafe").Markup
     # 4.6 MB, wanted only where something is drawn with it
     library = needed("plotly.offline").get_plotlyjs() if _has(inside, CHARTS) else ""
-    styles = [_asset(name) for name, kinds in STYLES.items() if _has(inside, kinds)]
-    scripts = [_asset(name) for name, kinds in SCRIPTS.items() if _has(inside, kinds)]
+    styles = [asset(PACKAGE, name) for name, kinds in STYLES.items() if _has(inside, kinds)]
+    scripts = [asset(PACKAGE, name) for name, kinds in SCRIPTS.items() if _has(inside, kinds)]
     widgets = [section for section in inside if isinstance(section, Widget)]
     styles += dict.fromkeys(widget.style for widget in widgets if widget.style)
     scripts += dict.fromkeys(widget.script for widget in widgets if widget.script)
-    return _template().render(
-        title=title,
-        summary=summary,
-        blocks=[_block(section) for section in sections],
-        anchors=_anchors(inside),
-        marks=_has(inside, MARKED),
-        style=markup("\n".join([_asset("page.css"), *styles])),
-        library=markup(library),
-        scripts=[markup(script) for script in scripts],
+    return (
+        environment(PACKAGE)
+        .get_template("page.html")
+        .render(
+            title=title,
+            summary=summary,
+            blocks=[_block(section) for section in sections],
+            anchors=_anchors(inside),
+            marks=_has(inside, MARKED),
+            style=markup("\n".join([asset(PACKAGE, "page.css"), *styles])),
+            library=markup(library),
+            scripts=[markup(script) for script in scripts],
+        )
     )
 
 
 def _has(sections: Sequence[Section], kinds: tuple[type[Section], ...]) -> bool:
     return any(isinstance(section, kinds) for section in sections)
-
-
-@cache
-def _template() -> jinja2.Template:
-    library = needed("jinja2")
-    environment = library.Environment(
-        autoescape=True,
-        undefined=library.StrictUndefined,
-        loader=library.FunctionLoader(_asset),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html")
-
-
-@cache
-def _asset(name: str) -> str:
-    return files("normkit.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _all(sections: Sequence[Section]) -> Iterator[Section]:

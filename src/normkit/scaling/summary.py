@@ -58,12 +58,7 @@ class Summary:
         x = _numbers(x)
         axis = _checked_axis(x.ndim, axis)
         if x.size == 0:
-            raise DataError(
-                "There is nothing to scale by",
-                received=f"an array of shape {x.shape}",
-                expected="at least one value of each feature",
-                remedy="Leave empty parts out; their summary would change nothing.",
-            )
+            raise _nothing(f"an array of shape {x.shape}")
         parts = [cls._of_block(block, axis) for block in _blocks(x, axis)]
         return parts[0].merge(*parts[1:])
 
@@ -79,12 +74,7 @@ class Summary:
             one = cls.of(part, axis)
             found = one if found is None else found.merge(one)
         if found is None:
-            raise DataError(
-                "There is nothing to scale by",
-                received="no parts",
-                expected="at least one array",
-                remedy="An iterator serves once: make a new one for a second pass.",
-            )
+            raise _nothing("no parts")
         return found
 
     @classmethod
@@ -108,8 +98,16 @@ class Summary:
         """The summary of all parts together: exact, and in any order.
 
         Raises:
-            ShapeError: they have different features.
+            ShapeError: they have different features, or along another axis.
         """
+        axes = {one.axis for one in (self, *others)}
+        if len(axes) > 1:
+            raise ShapeError(
+                "Summaries of other layouts cannot merge",
+                received=f"features along the axes {sorted(axes, key=str)}",
+                expected="one axis, counted from behind",
+                remedy="Summarize parts that are laid out alike.",
+            )
         moments = self.moments.merge(*(other.moments for other in others))
         both = (self, *others)
         low = np.minimum.reduce([one.low for one in both])
@@ -244,8 +242,17 @@ def _of_dask(x: Any, axis: int | None) -> Summary:
     parts = compute(*(delayed(_of_part)(block, behind) for block in blocks))
     known = [part for part in parts if part is not None]
     if not known:
-        return Summary.of(np.empty(0), None)  # says that there is nothing
+        raise _nothing(f"a Dask array of shape {x.shape}")
     return known[0].merge(*known[1:])
+
+
+def _nothing(received: str) -> DataError:
+    return DataError(
+        "There is nothing to scale by",
+        received=received,
+        expected="at least one value of each feature",
+        remedy="Leave empty parts out; an iterator serves once.",
+    )
 
 
 def _of_part(block: Any, axis: int | None) -> Summary | None:
