@@ -41,10 +41,24 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(TEST_EXTRAS)]'
 	@touch $@
 
+# TensorFlow, for the Keras layers' tests, in an environment on top of the other: nothing else may
+# see it. Where it does not install, these tests are skipped and say so.
+$(VENV)/.tensorflow: $(VENV)/.test
+	@echo "installing TensorFlow into $(VENV)/tensorflow, for the tests of the Keras layers"
+	@$(BIN)/python -m venv $(VENV)/tensorflow
+	@$(BIN)/python -c 'import sysconfig; from pathlib import Path; \
+	    under = sysconfig.get_path("purelib"); \
+	    on_top = Path(sysconfig.get_path("purelib", vars={"base": "$(VENV)/tensorflow"})); \
+	    (on_top / "under.pth").write_text(f"import site; site.addsitedir({under!r})\n")'
+	@$(VENV)/tensorflow/bin/python -m pip --disable-pip-version-check install --quiet \
+	    --constraint constraints.txt tensorflow-cpu || { rm -rf $(VENV)/tensorflow; \
+	    echo "TensorFlow could not be installed; its tests will be skipped"; }
+	@touch $@
+
 demo: $(VENV)/.demo
 	$(BIN)/python -m normkit.demo $(DEMO_ARGS)
 
-test: lint
+test: lint $(VENV)/.tensorflow
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 lint: $(VENV)/.test

@@ -18,6 +18,8 @@ from browser import Browser
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports PyTorch
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # test_keras_backends.py sees to the others
+
 hypothesis.settings.register_profile(
     "normkit", deadline=None, derandomize=True, max_examples=25, database=None
 )

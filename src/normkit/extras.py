@@ -13,7 +13,7 @@ EXTRAS = {
     "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "jinja2": "report",
     "markupsafe": "report", "plotly": "report", "tensorboard": "watch", "PIL": "images",
     "sklearn": "scaling", "joblib": "lab", "dask": "cluster", "distributed": "cluster",
-    "jax": "jax", "flax": "flax", "equinox": "equinox",
+    "jax": "jax", "flax": "flax", "equinox": "equinox", "keras": "keras", "h5py": "keras",
 }  # fmt: skip
 
 

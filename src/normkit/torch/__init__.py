@@ -21,6 +21,7 @@ from normkit.torch.merging import sync_statistics
 from normkit.torch.native import use_native_up_to
 from normkit.torch.normact import NormAct
 from normkit.torch.options import RenormSchedule
+from normkit.torch.scaling import InputScaling
 from normkit.torch.statistics import (
     HeldStatistics,
     RunningStatistics,
@@ -34,6 +35,7 @@ __all__ = [
     "AdaptiveBatchNorm2d",
     "AdaptiveBatchNorm3d",
     "HeldStatistics",
+    "InputScaling",
     "NormAct",
     "RenormSchedule",
     "RunningStatistics",

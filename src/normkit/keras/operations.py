@@ -1,0 +1,215 @@
+"""The formula of every norm in Keras' own operations, which all backends trace and differentiate.
+
+For TensorFlow, whose batches may have no size yet while they are traced, and on every backend for
+samples that have weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from normkit.layout import ALL, Split
+from normkit.moments import Moments
+from normkit.norms import Norm
+
+__all__ = ["normalize", "standardize", "wide"]
+
+Tensor = Any
+#: Makes of one replica's numbers the sum over all replicas.
+Total = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Boxes:
+    """x as (sets of samples, samples of one, positions, sets of channels, channels of one, more).
+
+    Positions are those in front of the channels, more are those behind them. Sizes are numbers, or
+    tensors where a tracer does not know them.
+    """
+
+    samples: Any
+    sizes: tuple[Any, ...]
+    reduced: tuple[int, ...]  # axes that a set spans
+
+    @classmethod
+    def of(cls, norm: Norm, shape: tuple[Any, ...], axis: int) -> _Boxes:
+        samples, channels = shape[0], shape[axis]
+        before, behind = math.prod(shape[1:axis]), math.prod(shape[axis + 1 :])
+        together = samples if norm.samples == ALL else norm.samples
+        sets = 1 if norm.samples == ALL else -(-samples // together)
+        if isinstance(norm.channels, Split):
+            width = channels // norm.channels.parts
+        else:
+            width = channels if norm.channels == ALL else norm.channels
+        sizes = (sets, together, before, channels // width, width, behind)
+        return cls(samples, sizes, (1, 2, 4, 5) if norm.positions == ALL else (1, 4))
+
+    def view(self, values: Tensor, *, channels: bool = True, positions: bool = True) -> Tensor:
+        """Values of samples, with or without channels and positions, as the boxes; zero-padded."""
+        sets, together, before, groups, width, behind = self.sizes
+        if isinstance(together, int) and together > 1:  # the last ghost batch may have fewer
+            missing = sets * together - self.samples
+            rest = [[0, 0]] * (len(values.shape) - 1)
+            values = ops.pad(values, [[0, missing], *rest])
+        before, behind = (before, behind) if positions else (1, 1)
+        groups, width = (groups, width) if channels else (1, 1)
+        return ops.reshape(values, (sets, together, before, groups, width, behind))
+
+    def affine(self, values: Tensor) -> Tensor:
+        """gamma or beta: a value for each channel, also for each sample's."""
+        if len(values.shape) == 2:
+            return self.view(values, positions=False)
+        return ops.reshape(values, (1, 1, 1, *self.sizes[3:5], 1))
+
+    def back(self, view: Tensor, shape: tuple[Any, ...]) -> Tensor:
+        sets, together = self.sizes[:2]
+        rows = ops.reshape(view, (sets * together, *shape[1:]))
+        return rows[: self.samples]
+
+    def statistics(self, values: Tensor) -> Tensor:
+        """One value for each set: in rows of channels, or, for all samples alike, one row."""
+        sets, groups = self.sizes[0], self.sizes[3]
+        whole = isinstance(sets, int) and sets == 1
+        return ops.reshape(values, (groups,) if whole else (sets, groups))
+
+
+def normalize(
+    norm: Norm,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    axis: int,
+    weights: Tensor | None = None,
+    total: Total | None = None,
+) -> tuple[Tensor, Moments]:
+    """Normalize by statistics of x, and say them.
+
+    Args:
+        axis: of channels, counted from the front.
+        weights: x's shape without the channel axis: how much each position counts.
+        total: adds up over replicas.
+
+    Returns:
+        y, and the moments of each set without gradients: of shape (channels,), or with sets of
+        samples in front; not for use where sets are single positions.
+    """
+    if axis == 0:  # samples lie along the first of the other axes
+        y, moments = normalize(
+            norm, ops.moveaxis(x, 0, 1), gamma, beta, axis=1, weights=weights, total=total
+        )
+        return ops.moveaxis(y, 1, 0), moments
+    shape = tuple(ops.shape(x))
+    boxes = _Boxes.of(norm, shape, axis)
+    cube = boxes.view(wide(x))
+    if weights is None and _is_padded(norm):
+        weights = ops.ones((*shape[:axis], *shape[axis + 1 :]), cube.dtype)
+    if weights is not None:
+        weights = boxes.view(ops.cast(weights, cube.dtype), channels=False)
+    found = _moments(norm, cube, boxes.reduced, weights, total)
+    y = (cube - found.mean) * _slope(norm, found)
+    y = y if gamma is None else y * boxes.affine(ops.cast(gamma, cube.dtype))
+    y = y if beta is None else y + boxes.affine(ops.cast(beta, cube.dtype))
+    y = ops.cast(boxes.back(y, shape), x.dtype)
+    count, mean = (ops.broadcast_to(v, ops.shape(found.m2)) for v in (found.count, found.mean))
+    kept = [ops.stop_gradient(values) for values in (count, mean, found.m2)]
+    if norm.positions == ALL:
+        kept = [boxes.statistics(values) for values in kept]
+    return y, Moments(*kept)
+
+
+def standardize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    axis: int,
+    eps: float,
+) -> Tensor:
+    """(x − mean) / sqrt(var + eps) · gamma + beta with one given value for each channel.
+
+    The mean is subtracted first: folded into beta it would cancel the digits of data far from zero.
+    """
+    values = wide(x)
+    along = [1] * len(x.shape)
+    along[axis] = x.shape[axis]
+
+    def placed(parameter: Tensor) -> Tensor:
+        parameter = ops.cast(parameter, values.dtype)
+        if len(parameter.shape) == 2:  # of each sample
+            return ops.reshape(parameter, [ops.shape(x)[0], *along[1:]])
+        return ops.reshape(parameter, along)
+
+    y = (values - placed(mean)) * ops.rsqrt(placed(var) + eps)
+    y = y if gamma is None else y * placed(gamma)
+    y = y if beta is None else y + placed(beta)
+    return ops.cast(y, x.dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In a dtype that sums can be trusted to."""
+    return x if "64" in str(x.dtype) else ops.cast(x, "float32")
+
+
+def _is_padded(norm: Norm) -> bool:
+    return isinstance(norm.samples, int) and norm.samples > 1
+
+
+class _Found(NamedTuple):
+    """Statistics of each box: what its elements weigh, how many these are, mean and M2."""
+
+    count: Tensor
+    elements: Tensor
+    mean: Tensor
+    m2: Tensor
+
+
+def _moments(
+    norm: Norm, cube: Tensor, axes: tuple[int, ...], weights: Tensor | None, total: Total | None
+) -> _Found:
+    """Statistics in two passes, the second of which mends what the first rounded."""
+
+    def add_up(values: Tensor) -> Tensor:
+        values = ops.sum(values, axes, keepdims=True)
+        return values if total is None else total(values)
+
+    def counted(values: Tensor) -> Tensor:
+        if weights is None:
+            return values
+        return ops.where(weights > 0, values * weights, ops.zeros_like(values))
+
+    width = ops.shape(cube)[4] if 4 in axes else 1
+    if weights is None:
+        sizes = ops.shape(cube)
+        count = ops.cast(math.prod(tuple(sizes[a] for a in axes)), cube.dtype)
+        elements = count = count if total is None else total(count)
+    else:  # a weight counts for each channel of the box
+        count = add_up(weights) * ops.cast(width, cube.dtype)
+        elements = add_up(ops.cast(weights > 0, cube.dtype)) * ops.cast(width, cube.dtype)
+    if not norm.center:
+        return _Found(count, elements, 0.0, add_up(counted(ops.square(cube))))
+    safe = ops.where(count > 0, count, ops.ones_like(count))
+    mean = add_up(counted(cube)) / safe
+    apart = cube - mean
+    rest = add_up(counted(apart)) / safe  # what rounding left in the mean
+    m2 = add_up(counted(ops.square(apart))) - count * ops.square(rest)
+    rest = ops.where(ops.isfinite(rest), rest, ops.zeros_like(rest))  # an infinite mean stays
+    return _Found(count, elements, mean + rest, ops.maximum(m2, 0.0))
+
+
+def _slope(norm: Norm, found: _Found) -> Tensor:
+    """1 / sqrt(var + eps); 0 for a set without spread, also where eps is 0."""
+    if not norm.scale:
+        return ops.ones_like(found.m2)
+    shape = ops.shape(found.m2)
+    enough = ops.broadcast_to(found.elements > (1.0 if norm.center else 0.0), shape)
+    count = ops.where(found.count > 0, found.count, ops.ones_like(found.count))
+    var = ops.where(enough, found.m2 / count, ops.ones_like(found.m2))
+    return ops.where(enough, ops.rsqrt(var + norm.eps), ops.zeros_like(found.m2))
