@@ -15,6 +15,7 @@ __all__ = [
     "NormError",
     "NotNormalizableError",
     "OptionError",
+    "ParityError",
     "SavedError",
     "ShapeError",
     "SyncError",
@@ -26,11 +27,16 @@ def _message(problem: str, received: object, expected: str, remedy: str) -> str:
 
 
 class _ExplainedError(Exception):
-    """Builds its text from the four things that a reader needs."""
+    """Builds its text from the four things that a reader needs.
 
-    def __init__(self, problem: str, *, received: object, expected: str, remedy: str) -> None:
+    Frameworks that add to an error's text make it anew from the whole of that text.
+    """
+
+    def __init__(
+        self, problem: str, *, received: object = None, expected: str = "", remedy: str = ""
+    ) -> None:
         self.received, self.expected, self.remedy = received, expected, remedy
-        super().__init__(_message(problem, received, expected, remedy))
+        super().__init__(_message(problem, received, expected, remedy) if expected else problem)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (type(self), str(self), self.__dict__)
@@ -78,6 +84,10 @@ class NonFiniteError(_ExplainedError, FloatingPointError):
 
 class ModelError(_ExplainedError, ValueError):
     """A model, or a layer in it, is not one that this can be done to."""
+
+
+class ParityError(_ExplainedError, ValueError):
+    """Two layers that should compute the same do not; nothing was written."""
 
 
 class DataError(_ExplainedError, ValueError):
