@@ -19,7 +19,7 @@ safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is no
 
 from normkit.cli import main  # noqa: E402
 
-COMMANDS = ("audit", "recalibrate", "fold", "convert", "insert", "bench", "demo")
+COMMANDS = ("audit", "recalibrate", "fold", "convert", "port", "insert", "bench", "demo")
 
 
 @pytest.fixture

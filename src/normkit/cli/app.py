@@ -15,6 +15,7 @@ from normkit.cli.commands import (
     fold,
     insert,
     lab,
+    port,
     recalibrate,
 )
 
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (audit, recalibrate, fold, convert, insert, bench, demo, explain):
+for module in (audit, recalibrate, fold, convert, port, insert, bench, demo, explain):
     app.command(module.NAME, epilog=module.EPILOG, no_args_is_help=module.NEEDS_ARGUMENTS)(
         module.command
     )

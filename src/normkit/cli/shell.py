@@ -14,9 +14,9 @@ _RENAMED = {
     "world_size": "--ranks",
 }
 _SAME = (
-    "accumulate", "averaged", "broadcast_buffers", "data", "drop_bias", "drop_last", "ghost",
-    "groups", "mean", "on_refused", "only", "overwrite", "size", "std", "to", "tolerance",
-    "verbose", "weights",
+    "accumulate", "averaged", "batch_elements", "broadcast_buffers", "data", "drop_bias",
+    "drop_last", "ghost", "groups", "match", "mean", "names", "on_refused", "only", "overwrite",
+    "size", "std", "to", "tolerance", "verbose", "weights",
 )  # fmt: skip
 _OPTIONS = _RENAMED | {name: "--" + name.replace("_", "-") for name in _SAME}
 _FROM_PYTHON = ("configuration", "dims", "forward", "optimizer", "renorm")

@@ -8,6 +8,7 @@ from normkit.models.folding import FoldReport, fold, fold_with_report, plan_fold
 from normkit.models.folding.files import fold_file
 from normkit.models.inserting import insert, remove
 from normkit.models.opening import Opened, open_data, open_model
+from normkit.models.porting import NormWeights, Ported, port
 from normkit.models.recalibration import Shift, Shifts, recalibrate
 from normkit.models.saving import save_weights
 from normkit.models.sites import NormSite, find_sites
@@ -20,7 +21,9 @@ __all__ = [
     "KerasCallback",
     "LightningCallback",
     "NormSite",
+    "NormWeights",
     "Opened",
+    "Ported",
     "Report",
     "Shift",
     "Shifts",
@@ -37,6 +40,7 @@ __all__ = [
     "open_data",
     "open_model",
     "plan_folds",
+    "port",
     "read_records",
     "recalibrate",
     "remove",
