@@ -79,6 +79,11 @@ class Layout:
         return tuple(a for a in rest if a not in (self.axis, self.samples_axis))
 
     @property
+    def channels_last(self) -> bool:
+        """Whether channels lie behind the positions, of which there are some."""
+        return 1 < self.axis == len(self.shape) - 1
+
+    @property
     def n(self) -> int:
         return self.shape[self.samples_axis]
 

@@ -83,7 +83,7 @@ def normalize(
     """
     how = _How(norm, axis, axis_name, activation, input_activation)
     given = (x, gamma, beta, residual, mask, lengths)
-    y, found = _normalize(how, _Given(*(a if a is None else jnp.asarray(a) for a in given)))
+    y, found = _compiled(how, _Given(*(a if a is None else jnp.asarray(a) for a in given)))
     return y, lax.stop_gradient(found)
 
 
@@ -119,6 +119,7 @@ def _backward(how: _How, kept: Any, gradients: Any) -> tuple[_Given]:
 
 
 _normalize.defvjp(_forward, _backward)
+_compiled = jax.jit(_normalize, static_argnums=0)  # outside of a jit, one program and not twenty
 
 
 def _applied(how: _How, given: _Given, found: Moments) -> tuple[Array, Saved]:

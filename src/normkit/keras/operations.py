@@ -112,9 +112,15 @@ def normalize(
     if weights is not None:
         weights = boxes.view(ops.cast(weights, cube.dtype), channels=False)
     found = _moments(norm, cube, boxes.reduced, weights, total)
-    y = (cube - found.mean) * _slope(norm, found)
-    y = y if gamma is None else y * boxes.affine(ops.cast(gamma, cube.dtype))
-    y = y if beta is None else y + boxes.affine(ops.cast(beta, cube.dtype))
+    slope = _slope(norm, found)
+    gamma, beta = (
+        None if p is None else boxes.affine(ops.cast(p, cube.dtype)) for p in (gamma, beta)
+    )
+    if gamma is not None and norm.positions == ALL:  # a small product, once for all positions
+        slope, gamma = slope * gamma, None
+    y = (cube - found.mean) * slope
+    y = y if gamma is None else y * gamma
+    y = y if beta is None else y + beta
     y = ops.cast(boxes.back(y, shape), x.dtype)
     count, mean = (ops.broadcast_to(v, ops.shape(found.m2)) for v in (found.count, found.mean))
     kept = [ops.stop_gradient(values) for values in (count, mean, found.m2)]
@@ -147,8 +153,8 @@ def standardize(
             return ops.reshape(parameter, [ops.shape(x)[0], *along[1:]])
         return ops.reshape(parameter, along)
 
-    y = (values - placed(mean)) * ops.rsqrt(placed(var) + eps)
-    y = y if gamma is None else y * placed(gamma)
+    slope = ops.rsqrt(placed(var) + eps)
+    y = (values - placed(mean)) * (slope if gamma is None else slope * placed(gamma))
     y = y if beta is None else y + placed(beta)
     return ops.cast(y, x.dtype)
 
@@ -197,8 +203,9 @@ def _moments(
         return _Found(count, elements, 0.0, add_up(counted(ops.square(cube))))
     safe = ops.where(count > 0, count, ops.ones_like(count))
     mean = add_up(counted(cube)) / safe
-    apart = cube - mean
-    rest = add_up(counted(apart)) / safe  # what rounding left in the mean
+    # Deviations add up to nothing, so that gradients through the mean need not pass here.
+    apart = cube - ops.stop_gradient(mean)
+    rest = ops.stop_gradient(add_up(counted(apart)) / safe)  # what rounding left in the mean
     m2 = add_up(counted(ops.square(apart))) - count * ops.square(rest)
     rest = ops.where(ops.isfinite(rest), rest, ops.zeros_like(rest))  # an infinite mean stays
     return _Found(count, elements, mean + rest, ops.maximum(m2, 0.0))
