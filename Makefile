@@ -14,11 +14,12 @@ PYTEST_ARGS ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint docs bench clean
 
 help:
 	@echo "make demo    train with and without batch norm; audit, repair and fold; try five claims; a page"
 	@echo "make test    ruff, mypy and pytest"
+	@echo "make docs    build the documentation into site/; warnings are errors"
 	@echo "make bench   compare speed with PyTorch and JAX (takes minutes)"
 	@echo "make lint    ruff and mypy only"
 	@echo "make clean   remove .venv, caches and what the demo wrote"
@@ -66,9 +67,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist out site .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
