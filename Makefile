@@ -60,7 +60,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m normkit.demo $(DEMO_ARGS)
 
 test: lint $(VENV)/.tensorflow
-	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

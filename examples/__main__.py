@@ -21,8 +21,10 @@ OPENING = """# Gallery
 
 Short programs to copy, each ending in a number or a picture. `python examples/NAME.py` runs one as
 it stands here, `python examples/NAME.py FILE` keeps its picture too, and `python -m examples` makes
-this page. The test suite runs all of them and holds each to what its text says. Figures of trained
-networks differ a little from machine to machine.
+this page. Those that draw import `examples/drawing.py`, which goes with them; those in Keras run on
+the backend that the environment variable `KERAS_BACKEND` names. The test suite runs all of them
+and holds each to what its text says. Figures of trained networks differ a little from machine to
+machine.
 """
 
 

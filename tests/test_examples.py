@@ -73,7 +73,7 @@ def staged_backward(found, output):
 def recurrent_layer_norm(found, _):
     none, batch, layer = (found[f"accuracy, {norm} norm"] for norm in ("no", "batch", "layer"))
     assert batch < none - 0.02
-    assert layer > batch + 0.04
+    assert layer > max(batch + 0.04, none - 0.02)
     assert layer > 0.8
 
 
@@ -113,11 +113,11 @@ CLAIMS = {
 
 
 def runs():
-    """Every example; those in Keras on each backend that normkit is tried with."""
+    """Every example; those in Keras on one backend each."""
+    backends = {"dense_keras": "jax", "convolutional_keras": "torch"}
     for example in EXAMPLES:
-        backends = ("torch", "jax") if example.name.endswith("_keras") else ("",)
-        for backend in backends:
-            yield pytest.param(example, backend, id="-".join(filter(None, (example.name, backend))))
+        backend = backends.get(example.name, "")
+        yield pytest.param(example, backend, id="-".join(filter(None, (example.name, backend))))
 
 
 @pytest.mark.parametrize(("example", "backend"), list(runs()))

@@ -316,3 +316,22 @@ def test_half_precision_keeps_its_dtype_and_sums_in_float32(dtype):
     assert y.dtype == x.dtype
     assert moments.mean.dtype == jnp.float32
     np.testing.assert_allclose(moments.mean, np.asarray(x, "float64").mean(0), rtol=1e-5)
+
+
+# --- where arrays are mapped and stacked ----------------------------------------------------------
+
+
+def test_moments_are_mapped_and_stacked():
+    x = draw(3, 8, 6)
+    y, found = jax.vmap(lambda x: normalize(nk.BatchNorm(), x))(x)
+    assert found.count.shape == found.mean.shape == (3, 6)
+    _, stacked = jax.lax.scan(lambda c, x: (c, normalize(nk.BatchNorm(), x)[1]), 0.0, x)
+    np.testing.assert_allclose(stacked.mean, found.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.var, x.var(1), rtol=1e-4)
+    assert y.shape == x.shape
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+def test_one_token(norm):
+    x = draw(3, 6)
+    np.testing.assert_allclose(jax.vmap(norm)(x), norm(x), **CLOSE)

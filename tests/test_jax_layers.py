@@ -112,6 +112,17 @@ class TestFlax:
         with pytest.raises(ValueError, match="use_running_average"):
             self.ours.BatchNorm(6, use_running_average=None, rngs=rngs)(draw(2, 6))
 
+    def test_masks_of_features_are_refused_whatever_their_axes(self):
+        layer = self.ours.BatchNorm(6, rngs=self.nnx.Rngs(0))
+        with pytest.raises(ShapeError, match="single features"):
+            layer(draw(4, 6), use_running_average=False, mask=np.arange(6) < 3)
+
+    @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+    def test_one_token(self, name):
+        layer = getattr(self.ours, name)(6, rngs=self.nnx.Rngs(0))
+        x = draw(6)
+        np.testing.assert_allclose(layer(x), layer(x[None])[0], rtol=1e-6)
+
 
 class TestEquinox:
     eqx = pytest.importorskip("equinox", reason="equinox is not installed")
@@ -135,3 +146,16 @@ class TestEquinox:
             found.append((y, dx, one, *jax.tree.leaves(after)))
         for one, other in zip(*found, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+    def test_dtypes_follow_equinox(self, dtype):
+        x = jax.numpy.asarray(draw(8, 6), "bfloat16")
+        found = []
+        for module in (self.ours, self.eqx.nn):
+            layer, state = self.eqx.nn.make_with_state(module.BatchNorm)(
+                6, "batch", mode="batch", dtype=dtype
+            )
+            mapped = jax.vmap(layer, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+            y, state = mapped(x, state)
+            found.append((y.dtype, [v.dtype for v in state.get(layer.batch_state_index)]))
+        assert found[0] == found[1]

@@ -44,6 +44,19 @@ if BACKEND == "jax":  # which compiles a program for each
 TRAINS = {"batch", "ghost"}
 
 
+@pytest.fixture(autouse=True)
+def everything_on_the_kernels():
+    """PyTorch's own operators, which small inputs take, are as exact as they are."""
+    if BACKEND != "torch":
+        yield
+        return
+    from normkit.torch import use_native_up_to
+
+    use_native_up_to(0)
+    yield
+    use_native_up_to(None)
+
+
 def prepared(layer, x, seed=5):
     """The layer with gamma and beta at random; its oracle's gamma and beta."""
     layer.build(x.shape)
@@ -345,7 +358,6 @@ OPTIONS = {
     "scaling by": lambda: nkk.Normalization(by="median"),
     "range of a variance": lambda: nkk.Normalization(mean=0.0, variance=1.0, by="range"),
     "adapt after all": lambda: nkk.Normalization(mean=0.0, variance=1.0).adapt(np.ones((2, 1))),
-    "no data": lambda: nkk.Normalization().adapt(None),
 }
 
 
@@ -437,3 +449,130 @@ def test_whole_numbers(kind):
     y = kind(**options)(x)
     assert keras.backend.standardize_dtype(y.dtype) == "float32"
     np.testing.assert_allclose(numbers(y), numbers(kind(**options)(x.astype("float32"))), rtol=1e-6)
+
+
+# --- at the edges ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [5, 8, 12])
+def test_ghosts_and_renormalization_of_any_batch(samples):
+    """Also where there is one ghost batch only, and as many samples as channels."""
+    options = {"renorm": True, "renorm_momentum": 0.5}
+    ghosts = nkk.BatchNormalization(ghost=8, **options)
+    weighted = nkk.BatchNormalization(ghost=8, **options)
+    x = draw(samples, 5, mean=2.0)
+    y = numbers(ghosts(x, training=True))
+    ones = np.ones(samples, "float32")
+    same = numbers(weighted(x, training=True, sample_weight=ones))
+    np.testing.assert_allclose(same, y, rtol=1e-4, atol=1e-4)
+    if samples <= 8:
+        theirs = keras.layers.BatchNormalization(**options)
+        np.testing.assert_allclose(y, numbers(theirs(x, training=True)), rtol=1e-4, atol=1e-4)
+
+
+def test_six_axes():
+    x = draw(3, 2, 2, 2, 2, 6, mean=2.0)
+    flat = x.reshape(3, -1, 6)
+    for make in (
+        lambda: nkk.BatchNormalization(), lambda: nkk.GroupNormalization(groups=2),
+        lambda: nkk.LayerNormalization(), lambda: nkk.RMSNormalization(),
+    ):  # fmt: skip
+        call = {"training": True} if make().__class__ is nkk.BatchNormalization else {}
+        y, expected = numbers(make()(x, **call)), numbers(make()(flat, **call))
+        np.testing.assert_allclose(y.reshape(flat.shape), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"renorm": True}, {"ghost": 3}])
+def test_float64_statistics(options):
+    if BACKEND == "jax":
+        pytest.skip("JAX has no float64 unless it is told so")
+    x = np.random.default_rng(0).normal(1e4, 1.0, (8, 4))
+    layer = nkk.BatchNormalization(dtype="float64", momentum=0.5, **options)
+    layer(x, training=True)
+    np.testing.assert_allclose(numbers(layer.moving_mean), 0.5 * x.mean(0), rtol=1e-12)
+    if "renorm" not in options:
+        expected = 0.5 + 0.5 * x.var(0)
+        np.testing.assert_allclose(numbers(layer.moving_variance), expected, rtol=1e-9)
+
+
+def test_lists_are_masks_and_parameters_too():
+    x = draw(2, 3)
+    one = nkk.BatchNormalization()(x, training=True, mask=[True, True], gamma=[1.0, 2.0, 3.0])
+    plain = numbers(nkk.BatchNormalization()(x, training=True))
+    np.testing.assert_allclose(numbers(one), plain * [1, 2, 3], rtol=1e-5)
+
+
+def test_weights_that_are_no_weights_do_not_count():
+    x = draw(5, 3)
+    odd = np.float32([1, -1, np.nan, 1, 0])
+    even = np.float32([1, 0, 0, 1, 0])
+    one, other = (
+        numbers(nkk.BatchNormalization()(x, training=True, sample_weight=w)) for w in (odd, even)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("axis", [None, "x", 1.5])
+def test_axes_that_are_no_numbers(axis):
+    with pytest.raises((OptionError, TypeError), match="axis"):
+        nkk.GroupNormalization(axis=axis)
+
+
+def test_an_axis_twice():
+    with pytest.raises(ShapeError, match="twice"):
+        nkk.LayerNormalization(axis=[1, -1]).build((None, 3))
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Conv2D"])
+def test_standardized_kernels_with_lora(kind):
+    layer = {"Dense": keras.layers.Dense(4), "Conv2D": keras.layers.Conv2D(4, 3)}[kind]
+    x = draw(2, 6, 6, 5)
+    wrapped = nkk.WeightStandardization(layer)
+    wrapped(x)
+    layer.enable_lora(2)
+    layer.lora_kernel_b.assign(draw(*layer.lora_kernel_b.shape))
+    whole = numbers(layer.kernel)
+    plain = nkk.WeightStandardization(
+        type(layer).from_config(layer.get_config() | {"lora_rank": None})
+    )
+    plain.build(x.shape)
+    plain.layer.kernel.assign(whole)
+    np.testing.assert_allclose(numbers(wrapped(x)), numbers(plain(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_standardized_kernels_are_not_quantized():
+    wrapped = nkk.WeightStandardization(keras.layers.Dense(4))
+    wrapped(draw(2, 5))
+    with pytest.raises(NotNormalizableError, match="quantized"):
+        wrapped.quantize("int8")
+    wrapped.layer.quantize("int8")
+    with pytest.raises(NotNormalizableError, match="quantized"):
+        wrapped(draw(2, 5))
+
+
+class Noisy(keras.layers.Dense):
+    def call(self, inputs, training=None):
+        y = super().call(inputs)
+        return y + 100.0 if training else y
+
+
+def test_a_wrapped_layer_does_what_it_did():
+    wrapped = nkk.WeightStandardization(Noisy(4, activity_regularizer="l2"))
+    x = draw(2, 5)
+    apart = numbers(wrapped(x, training=True)) - numbers(wrapped(x, training=False))
+    np.testing.assert_allclose(apart, 100.0, rtol=1e-4)
+    assert len(wrapped.losses) == 1
+    assert wrapped.supports_masking == wrapped.layer.supports_masking is True
+
+
+class Own(nkk.BatchNormalization):
+    def __init__(self, **kwargs):
+        self.color = kwargs.pop("color", "red")
+        super().__init__(**kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "color": self.color}
+
+
+def test_subclasses_with_options_of_their_own():
+    assert Own.from_config(Own(color="blue").get_config()).color == "blue"

@@ -15,7 +15,7 @@ from keras import ops
 
 import normkit.keras as nkk
 from keras_kit import draw, numbers
-from normkit.errors import DataError, NormError, OptionError, ShapeError
+from normkit.errors import DataError, DTypeError, OptionError, ShapeError
 
 BACKEND = keras.config.backend()
 LAYERS = keras.layers
@@ -143,6 +143,84 @@ def test_clones_are_of_the_same_kind():
     assert norm.ghost == 4
 
 
+# --- what is exported, and compiled ---------------------------------------------------------------
+
+EXPORTED = {
+    "batch": nkk.BatchNormalization,
+    "group": lambda: nkk.GroupNormalization(groups=2),
+    "instance": nkk.InstanceNormalization,
+    "layer": nkk.LayerNormalization,
+    "layer of channels": lambda: nkk.LayerNormalization(axis=1),
+    "layer of maps": lambda: nkk.LayerNormalization(axis=[1, 2, 3]),
+    "rms of rows": lambda: nkk.RMSNormalization(axis=2),
+}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="ONNX files of other backends need more libraries")
+@pytest.mark.filterwarnings("ignore")  # PyTorch's exporter has many
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_onnx_files_take_any_batch(kind, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = keras.Sequential([keras.Input((6, 6, 4)), EXPORTED[kind]()])
+    model(draw(1, 6, 6, 4))
+    model.export(str(tmp_path / "m.onnx"), format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    for samples in (1, 2, 5):
+        x = draw(samples, 6, 6, 4, seed=samples, mean=3.0)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x})
+        np.testing.assert_allclose(y, numbers(model(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="jax.export is JAX's")
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_jax_exports_take_any_batch(kind):
+    import jax
+    from jax import export
+
+    layer = EXPORTED[kind]()
+    layer.build((None, 6, 6, 4))
+    state = (
+        [v.value for v in layer.trainable_variables],
+        [v.value for v in layer.non_trainable_variables],
+    )
+
+    def forward(x):
+        return layer.stateless_call(*state, x)[0]
+
+    (batch,) = export.symbolic_shape("b")
+    shape = jax.ShapeDtypeStruct((batch, 6, 6, 4), "float32")
+    exported = export.export(jax.jit(forward))(shape)
+    for samples in (1, 5):
+        x = draw(samples, 6, 6, 4, mean=3.0)
+        np.testing.assert_allclose(exported.call(x), numbers(layer(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_any_batch_where_sizes_are_not_known(kind):
+    """As TensorFlow's graphs have it; elsewhere the same call."""
+    model = keras.Sequential([keras.Input((6, 6, 4)), EXPORTED[kind]()])
+    x = draw(5, 6, 6, 4, mean=3.0)
+    np.testing.assert_allclose(
+        model.predict(x, batch_size=2, verbose=0), numbers(model(x)), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch.compile is PyTorch's")
+@pytest.mark.parametrize("options", [{}, {"renorm": True}])
+def test_gradients_of_compiled_layers(options):
+    import torch
+
+    x = torch.tensor(draw(16, 4, mean=2.0), requires_grad=True)
+    dy = torch.tensor(draw(16, 4, seed=1))
+    found = []
+    for compiled in (False, True):
+        layer = nkk.BatchNormalization(**options)
+        layer(x.detach(), training=True)
+        run = torch.compile(layer, backend="aot_eager") if compiled else layer
+        found.append(torch.autograd.grad(run(x, training=True), x, dy)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
 # --- masks ----------------------------------------------------------------------------------------
 
 
@@ -267,8 +345,98 @@ def test_data_that_cannot_be_adapted_to():
     layer.adapt(X)
     with pytest.raises(ShapeError, match="Other features"):
         layer.adapt(X[:, :, :2])
-    with pytest.raises((DataError, NormError, TypeError, ValueError), match="received"):
+    with pytest.raises(DTypeError, match="received an array of <U1"):
         nkk.Normalization().adapt(np.array([["a"], ["b"]]))
+    with pytest.raises(DataError, match="are masked"):
+        nkk.Normalization().adapt(np.ma.masked_greater(X, 1e4))
+    with pytest.raises(ShapeError, match="no axis of samples"):
+        nkk.Normalization().adapt(np.array([1.0, 2.0, 6.0]))
+
+
+@pytest.mark.parametrize("data", [None, 3.0, "abc", (X, X), {"x": X}])
+def test_data_that_could_mean_anything(data):
+    with pytest.raises(DataError, match="It is not clear what to learn from"):
+        nkk.Normalization().adapt(data)
+
+
+@pytest.mark.parametrize("data", [[[1.0, 2.0], [3.0, 9.0]], [{"x": X}], [np.float64(1.0)], [None]])
+def test_batches_without_inputs(data):
+    with pytest.raises(DataError, match="A batch holds no inputs"):
+        nkk.Normalization().adapt(data)
+
+
+def test_adapting_to_a_frame():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame({"metres": [1.0, 2.0, 6.0], "new": [True, False, False]})
+    for data in (frame, [frame[:1], frame[1:]]):
+        layer = nkk.Normalization(by="range")
+        layer.adapt(data)
+        np.testing.assert_allclose(numbers(layer.adapt_mean), [3.0, 1 / 3], rtol=1e-6)
+        np.testing.assert_allclose(numbers(layer.adapt_variance), [25.0, 1.0], rtol=1e-6)
+
+
+def test_adapting_to_half_precision():
+    for dtype in ("float16", "bfloat16"):
+        values = ops.cast(np.array([[1.0], [2.0], [6.0]]), dtype)
+        layer = nkk.Normalization(by="range")
+        layer.adapt(values)
+        assert [float(numbers(v).ravel()[0]) for v in layer.weights[:2]] == [3.0, 25.0]
+
+
+STEPS = np.arange(100.0)[:, None]
+BEYOND_FLOAT32 = {
+    "far from zero": ("deviation", STEPS + 1.7e9),
+    "far from zero, by range": ("range", STEPS + 1.7e10),
+    "below epsilon": ("range", STEPS * 1e-11),
+    "square overflows": ("range", STEPS * 1e23),
+    "square underflows": ("deviation", STEPS * 1e-26),
+    "beyond float32": ("range", np.full((2, 1), 1e39)),
+}
+
+
+@pytest.mark.parametrize("what", BEYOND_FLOAT32)
+def test_what_float32_cannot_scale_is_said(what):
+    by, column = BEYOND_FLOAT32[what]
+    layer = nkk.Normalization(by=by)
+    layer.adapt(np.hstack([STEPS[: len(column)], STEPS[: len(column)]]))
+    before = layer.get_weights()
+    with pytest.raises(DataError, match=r"In float32 .* 1 features: .* in feature number 1, "):
+        layer.adapt(np.hstack([STEPS[: len(column)], column]))
+    for one, other in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [STEPS * 100 + 1.7e9, STEPS * 1e4 + 1.7e9, STEPS * 1e-8, STEPS * 1e16, 0 * STEPS + 1.7e9 + 1],
+)
+@pytest.mark.parametrize("by", ["deviation", "range"])
+def test_what_float32_can_scale_is_scaled_by_keras_too(column, by):
+    ours, theirs = nkk.Normalization(by=by), LAYERS.Normalization()
+    ours.adapt(column)
+    theirs.build(column.shape)
+    theirs.set_weights(ours.get_weights())
+    theirs.finalize_state()
+    divisor = (np.ptp(column) if by == "range" else column.std()) or 1.0
+    want = (column - column.mean()) / divisor
+    # A value and the mean are rounded to float32, each by half a digit at most.
+    rounded = 2 * np.abs(column).max() * 2**-24 / divisor if np.ptp(column) else 0.0
+    assert rounded < 0.2
+    for layer in (ours, theirs):
+        np.testing.assert_allclose(numbers(layer(column)), want, rtol=1e-6, atol=rounded + 1e-6)
+
+
+def test_half_precision_holds_less():
+    pixels = draw(50, 3, mean=120.0, std=30.0)
+    for dtype in ("mixed_float16", "mixed_bfloat16"):
+        layer = nkk.Normalization(dtype=dtype)
+        layer.adapt(pixels)
+        found = numbers(ops.cast(layer(pixels), "float32"))
+        np.testing.assert_allclose(found, (pixels - pixels.mean(0)) / pixels.std(0), atol=0.1)
+        with pytest.raises(DataError, match=f"In {dtype[6:]} the layer cannot scale 3 features"):
+            nkk.Normalization(dtype=dtype).adapt(pixels + 1e5)
+    with pytest.raises(DataError, match="In float16 "):  # a variance beyond 65504
+        nkk.Normalization(dtype="mixed_float16").adapt(pixels * 10)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.data needs TensorFlow")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
 
 from normkit.errors import DataError, DTypeError, OptionError, ShapeError
-from normkit.scaling import Summary, scale_by_deviation, scale_by_range, summary
+from normkit.scaling import Summary, data, scale_by_deviation, scale_by_range, summary
 
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+from sklearn.exceptions import NotFittedError  # noqa: E402
 from sklearn.preprocessing import StandardScaler  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
@@ -80,7 +83,7 @@ class TestParts:
 
     def test_blocks_change_nothing(self, monkeypatch):
         whole = Summary.of(X).scale()(X)
-        monkeypatch.setattr(summary, "BLOCK", 17)
+        monkeypatch.setattr(data, "BLOCK", 17)
         np.testing.assert_allclose(Summary.of(X).scale()(X), whole, rtol=0, atol=1e-10)
         wide = X.T.copy()
         again = Summary.of(wide, axis=0).scale()(wide).T
@@ -88,9 +91,20 @@ class TestParts:
 
     def test_data_on_disk_are_read_in_blocks(self, tmp_path, monkeypatch):
         np.save(tmp_path / "x.npy", X)
-        monkeypatch.setattr(summary, "BLOCK", 64)
+        monkeypatch.setattr(data, "BLOCK", 64)
         mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
         np.testing.assert_allclose(Summary.of(mapped).scale()(mapped), by_hand(X, "deviation"))
+
+    def test_wide_data_need_little_memory(self, monkeypatch):
+        x = RNG.normal(size=(64, 1 << 13)).astype("float32")
+        monkeypatch.setattr(data, "BLOCK", x.shape[1])  # a row at a time
+        tracemalloc.start()
+        found = Summary.of(x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 25 * x[0].astype("float64").nbytes  # all rows' summaries are 320 times that
+        np.testing.assert_allclose(found.moments.var, x.var(0, "float64"), rtol=1e-12)
+        np.testing.assert_array_equal(found.high, x.max(0))
 
     def test_back_again(self):
         for by in BOTH:
@@ -127,6 +141,61 @@ class TestBadInput:
         with pytest.raises(DTypeError):
             scale_by_range(np.array([1j, 2j]))
 
+    def test_masked_values_are_not_read(self):
+        hidden = np.ma.array([[1.0], [2.0], [999.0]], mask=[[0], [0], [1]])
+        known = Summary.of([[1.0], [2.0]]).scale()
+        for call in (Summary.of, scale_by_range, known, known.inverse):
+            with pytest.raises(DataError, match="a mask over 1 of 3 values"):
+                call(hidden)
+        shown = np.ma.array([[1.0], [2.0]], mask=False)
+        np.testing.assert_array_equal(scale_by_range(shown), [[-0.5], [0.5]])
+
+    @pytest.mark.parametrize(
+        ("by", "values"),
+        [
+            ("range", [-1.7e308, 1.7e308, 0.0]),
+            ("deviation", [-1e200, 1e200]),
+            ("range", [1.7e308, 1.6e308]),  # whose sum overflows
+            ("range", [np.longdouble("1e400"), 0.0]),
+        ],
+    )
+    def test_what_overflows_is_said_without_warnings(self, by, values):
+        column = np.array(values)[:, None]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(DataError, match="1 features, the first is number 1"):
+                BOTH[by](np.hstack([np.zeros_like(column), column]))
+
+    @pytest.mark.parametrize(("by", "ends"), [("range", 1.7e308), ("deviation", 1e200)])
+    def test_what_overflows_between_parts(self, by, ends):
+        merged = Summary.of_parts([[[ends]], [[-ends]]])
+        with pytest.raises(DataError, match=f"a mean or {by} that is not finite"):
+            merged.scale(by)
+
+    def test_by_range_what_overflows_by_deviation(self):
+        np.testing.assert_allclose(scale_by_range([[-1e200], [1e200]]), [[-0.5], [0.5]])
+
+    @pytest.mark.parametrize("dtype", ["int64", "uint64"])
+    def test_whole_numbers_that_float64_rounds(self, dtype):
+        x = np.array([[2**60], [2**60 + 2]], dtype)
+        known = Summary.of([[1.0], [2.0]]).scale()
+        for call in (Summary.of, known):
+            with pytest.raises(DataError, match=r"from 1152921504606846976 to .*Subtract a whole"):
+                call(x)
+        np.testing.assert_array_equal(scale_by_range(x - x.min()), [[-0.5], [0.5]])
+        edge = np.array([[2**53], [2**53 - 2]], dtype)
+        np.testing.assert_array_equal(scale_by_range(edge), [[0.5], [-0.5]])
+        with pytest.raises(DataError, match="too large"):
+            Summary.of(-np.array([[2**60], [3]]))
+
+    def test_no_axis_of_samples(self):
+        for call in (scale_by_range, scale_by_deviation, Summary.of):
+            with pytest.raises(ShapeError, match=r"no axis of samples.*makes one feature"):
+                call([1.0, 2.0, 6.0])
+        np.testing.assert_allclose(scale_by_range([1.0, 2.0, 6.0], axis=None), [-0.4, -0.2, 0.6])
+        one = Summary.of(X).scale()  # of what is known, one sample can be scaled
+        np.testing.assert_array_equal(one(X[0]), one(X)[0])
+
     @pytest.mark.parametrize("axis", [2, -3, 0.5, True])
     def test_no_such_axis(self, axis):
         with pytest.raises(ShapeError, match="No axis of features"):
@@ -135,6 +204,28 @@ class TestBadInput:
     def test_no_such_way(self):
         with pytest.raises(OptionError, match="'range' or 'deviation'"):
             Summary.of(X).scale("median")
+
+
+class TestFrames:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+
+    def test_truth_values_beside_numbers(self):
+        frame = self.pandas.DataFrame({"metres": [1.0, 2.0, 6.0], "new": [True, False, False]})
+        frame["doors"] = self.pandas.array([2, 4, 4], "Int64")
+        want = by_hand(frame.to_numpy(float), "range")
+        np.testing.assert_allclose(scale_by_range(frame), want)
+
+    def test_what_is_missing_is_not_finite(self):
+        frame = self.pandas.DataFrame({"new": [True, False], "age": [1.0, 2.0]})
+        frame["doors"] = self.pandas.array([2, None], "Int64")
+        with pytest.raises(DataError, match="1 features, the first is number 2"):
+            scale_by_range(frame)
+
+    @pytest.mark.parametrize("values", [["1.5", "2"], [1j, 2j], [None, "a"]])
+    def test_columns_of_something_else(self, values):
+        frame = self.pandas.DataFrame({"new": [True, False], "other": values})
+        with pytest.raises(DTypeError, match="real numbers"):
+            scale_by_range(frame)
 
 
 class TestDask:
@@ -155,6 +246,35 @@ class TestDask:
         np.testing.assert_allclose(Summary.of(x).scale().shift, X.mean(0))
         with pytest.raises(DataError, match=r"Dask array of shape \(0, 3\)"):
             Summary.of(self.da.empty((0, 3)))
+
+    def test_blocks_merge_a_few_at_a_time(self, monkeypatch):
+        sizes, merged = [], summary._merged
+        monkeypatch.setattr(summary, "_merged", lambda p: sizes.append(len(p)) or merged(p))
+        found = Summary.of(self.da.from_array(X, chunks=(1, 3)))
+        assert sorted(sizes) == [2, 9, *[16] * 26]  # 400 blocks to 25, to 2, to 1
+        np.testing.assert_allclose(found.moments.mean, X.mean(0))
+
+    def test_as_bad_as_numpy(self):
+        known = Summary.of(X).scale()
+        for call in (Summary.of, known, known.inverse):
+            with pytest.raises(DTypeError, match="complex128"):
+                call(self.da.from_array(X + 1j)[:9])
+        with pytest.raises(ShapeError, match="no axis of samples"):
+            Summary.of(self.da.from_array(X[0]))
+        large = self.da.from_array(np.full((4, 3), 2**60))
+        hidden = self.da.ma.masked_greater(self.da.from_array(X), 1e4)
+        for x, words in ((large, "too large to scale"), (hidden, "are masked")):
+            with pytest.raises(DataError, match=words):
+                Summary.of(x)
+            with pytest.raises(DataError, match=words):
+                known(x).compute()
+
+    def test_dtypes(self):
+        for dtype in ("float16", "float32", "int16", "bool"):
+            x = (X[:50] > 0).astype(dtype) + (np.arange(50)[:, None] % 2).astype(dtype)
+            lazy = scale_by_range(self.da.from_array(x, chunks=(7, 2)))
+            assert lazy.dtype == lazy.compute().dtype == scale_by_range(x).dtype
+            np.testing.assert_allclose(lazy, scale_by_range(x), rtol=1e-7)
 
     def test_across_processes(self):
         distributed = pytest.importorskip("distributed", reason="Dask distributed is not installed")
@@ -205,6 +325,53 @@ class TestTransformers:
         assert scaler.n_features_in_ == 3
         assert isinstance(scaler.transform(x), da.Array)
         np.testing.assert_allclose(scaler.transform(x).compute(), by_hand(X, "range"), atol=1e-12)
+
+    def test_a_failed_fit_leaves_nothing(self):
+        for spoilt in (np.full((2, 3), np.nan), X[:, :1] * [np.nan, 1.0], [[1e308], [-1e308]]):
+            scaler = MeanDeviationScaler().fit(X)
+            with pytest.raises(ValueError, match=r"NaN|too large"):
+                scaler.fit(spoilt)
+            for call in (scaler.transform, scaler.inverse_transform):
+                with pytest.raises(NotFittedError):
+                    call(X)
+            assert not hasattr(scaler, "mean_")
+            np.testing.assert_allclose(scaler.fit(X).mean_, X.mean(0))
+
+    def test_a_failed_part_changes_nothing(self):
+        scaler = MeanDeviationScaler().fit(X)
+        with pytest.raises(DataError, match="too large"):
+            scaler.partial_fit(np.full((2, 3), 1e308))
+        np.testing.assert_allclose(scaler.transform(X), by_hand(X, "deviation"), atol=1e-10)
+        assert scaler.n_samples_seen_ == 400
+
+    def test_masked_values_are_not_read(self):
+        hidden = np.ma.masked_greater(X, 1e4)
+        scaler = MeanRangeScaler().fit(X)
+        calls = (scaler.transform, scaler.inverse_transform, scaler.partial_fit, scaler.fit)
+        for call in calls:
+            with pytest.raises(DataError, match="are masked"):
+                call(hidden)
+
+    def test_whole_numbers_that_float64_rounds(self):
+        scaler = MeanRangeScaler().fit(np.array([[1], [2]]))
+        for call in (scaler.transform, scaler.inverse_transform, scaler.partial_fit, scaler.fit):
+            with pytest.raises(DataError, match="too large to scale"):
+                call(np.array([[2**60], [2**60 + 2]]))
+
+    def test_names_go_with_the_data(self):
+        pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+        da = pytest.importorskip("dask.array", reason="Dask is not installed")
+        frame = pandas.DataFrame(X, columns=["age", "metres", "year"])
+        scaler = MeanRangeScaler().fit(frame)
+        # What transform returns has no names, so this must not warn of that.
+        np.testing.assert_allclose(scaler.inverse_transform(scaler.transform(frame)), X)
+        scaler.fit(da.from_array(X[:, :2]))
+        assert not hasattr(scaler, "feature_names_in_")
+        assert scaler.n_features_in_ == 2
+        with pytest.raises(ValueError, match="3 features"):
+            scaler.transform(da.from_array(X))
+        with pytest.raises(ShapeError, match="2 features along axis -1"):
+            scaler.inverse_transform(X)
 
     def test_pickles(self):
         scaler = MeanDeviationScaler().fit(X)

@@ -81,6 +81,12 @@ class TestWhatItLearns:
         da = pytest.importorskip("dask.array", reason="Dask is not installed")
         close(InputScaling().adapt(da.from_array(X, (50, 2)))(TENSOR), by_hand(X, "deviation"))
 
+    def test_frames(self):
+        pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+        frame = pandas.DataFrame(X, columns=["age", "metres", "year"])
+        for data in (frame, [frame[:100], frame[100:]]):
+            close(InputScaling().adapt(data)(TENSOR), by_hand(X, "deviation"))
+
     def test_half_precision_and_whole_numbers(self):
         for dtype in (torch.bfloat16, torch.float16, torch.uint8, torch.int64, torch.bool):
             x = torch.from_numpy(RNG.integers(0, 2, (50, 2))).to(dtype)
@@ -329,8 +335,14 @@ class TestBadInput:
 
     @pytest.mark.parametrize("batch", [[1.0, 2.0], "ab", {"x": TENSOR}, None, []])
     def test_batches_without_inputs(self, batch):
-        with pytest.raises(DTypeError, match="A batch holds no inputs"):
+        with pytest.raises(DataError, match="A batch holds no inputs"):
             InputScaling().adapt([batch])
+
+    @pytest.mark.parametrize("data", [[[1.0, 2.0], [3.0, 9.0]], [X[0, 0]], torch.tensor(1.0)])
+    def test_numbers_without_axes(self, data):
+        for axis in (-1, None):
+            with pytest.raises(DataError, match="with axes"):
+                InputScaling(axis=axis).adapt(data)
 
     def test_no_real_numbers(self):
         with pytest.raises(DTypeError, match="scale the parts"):
@@ -359,6 +371,16 @@ class TestBadInput:
     def test_a_summary_of_another_layout(self):
         with pytest.raises(ShapeError, match="axis=None"):
             InputScaling().adapt(Summary.of(X, axis=None))
+        images = Summary.of(RNG.normal(size=(5, 3, 4, 4)), axis=1)
+        for axis in (-1, -2, None):
+            with pytest.raises(ShapeError, match="another layout: received one with axis=-3"):
+                InputScaling(axis=axis).adapt(images)
+        for axis in (1, -3):  # 1 is that axis of four
+            assert InputScaling(axis=axis).adapt(images).mean.shape == (3,)
+
+    def test_masked_values(self):
+        with pytest.raises(DataError, match="are masked"):
+            InputScaling().adapt(np.ma.masked_greater(X, 1e4))
 
     @pytest.mark.parametrize(
         ("options", "words"),

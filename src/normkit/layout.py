@@ -80,8 +80,8 @@ class Layout:
 
     @property
     def channels_last(self) -> bool:
-        """Whether channels lie behind the positions, of which there are some."""
-        return 1 < self.axis == len(self.shape) - 1
+        """Whether channels lie behind the positions, if there are any."""
+        return 0 < self.axis == len(self.shape) - 1
 
     @property
     def n(self) -> int:

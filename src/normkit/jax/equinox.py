@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax import numpy as jnp
+
 from normkit import norms
 from normkit.extras import needed
 from normkit.jax.normalizing import normalize
@@ -44,8 +46,11 @@ class BatchNorm(eqx.nn.BatchNorm):  # type: ignore[name-defined]
         state = state.set(
             self.batch_state_index,
             tuple(
-                self.momentum * old + (1 - self.momentum) * new.reshape(old.shape)
+                (self.momentum * old + (1 - self.momentum) * new.reshape(old.shape)).astype(
+                    old.dtype
+                )
                 for old, new in averages
             ),
         )
-        return y[0], state
+        dtype = x.dtype if self.weight is None else jnp.result_type(x, self.weight)
+        return y[0].astype(dtype), state

@@ -153,4 +153,7 @@ def instance_norm(
 def _alone(
     norm: Any, x: Array, gamma: Array, beta: Array, axis: int, activation: str | None
 ) -> Array:
+    x = jnp.asarray(x)
+    if x.ndim == 1 and norm.positions == 1:  # one token, as under vmap
+        return normalize(norm, x[None], gamma, beta, axis=axis, activation=activation)[0][0]
     return normalize(norm, x, gamma, beta, axis=axis, activation=activation)[0]

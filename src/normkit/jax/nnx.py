@@ -105,11 +105,12 @@ def _alone(
             remedy=f"flax.nnx.{type(layer).__name__} takes it.",
         )
     x, scale, bias = _promoted(layer, x)
+    alone = x.ndim == 1 and of_features  # one token, as under vmap
     y, _ = normalize(
-        norm, x, scale, bias, axis=-1, axis_name=layer.axis_name,
+        norm, x[None] if alone else x, scale, bias, axis=-1, axis_name=layer.axis_name,
         mask=_without_features(mask, x, -1),
     )  # fmt: skip
-    return y
+    return y[0] if alone else y
 
 
 def _promoted(layer: Any, x: Array) -> tuple[Array, Array | None, Array | None]:
@@ -126,8 +127,9 @@ def _without_features(mask: Array | None, x: Array, axis: int) -> Array | None:
     """A mask of positions, as normkit has it, from one that broadcasts to x."""
     if mask is None:
         return None
+    mask = jnp.expand_dims(mask, tuple(range(x.ndim - mask.ndim)))
     whole = jnp.broadcast_to(mask, jnp.broadcast_shapes(mask.shape, x.shape))
-    if mask.ndim == x.ndim and mask.shape[axis] != 1:
+    if mask.shape[axis] != 1:
         raise ShapeError(
             "A mask of single features",
             received=f"shape {mask.shape} for x of shape {x.shape}",

@@ -69,6 +69,9 @@ def normalize(
     and computes the gradient in closed form. Variances are taken from deviations, not from squares:
     they are right where the mean is 10,000 times the deviation.
 
+    Differentiation is by ``grad`` and ``vjp``, any number of times; ``jvp`` and ``jacfwd`` do not
+    go through it.
+
     Args:
         norm: which sets.
         x: the input; floating.
@@ -96,7 +99,8 @@ def _forward(how: _How, given: _Given) -> tuple[tuple[Array, Moments], Any]:
     moments = how.norm.moments(
         given.x, how.axis, given.mask, given.lengths, input_activation=how.input_activation
     )
-    count = jnp.asarray(moments.count, moments.mean.dtype)  # which can be added up over devices
+    # Of the mean's shape: it can be added up over devices, and stacked beside the mean.
+    count = jnp.broadcast_to(jnp.asarray(moments.count, moments.mean.dtype), moments.mean.shape)
     found = _over_all(how, Moments(count, moments.mean, moments.m2))
     y, _ = _applied(how, given, found)
     return (y, found), (given, found)

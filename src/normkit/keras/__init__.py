@@ -19,19 +19,28 @@ from __future__ import annotations
 
 from normkit.extras import needed
 
-needed("keras")  # says what to install
+try:
+    needed("keras")  # says what to install
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "torch", "jax"):
+        raise
+    words = (
+        f"Keras is to run on {error.name}, which is not installed; install it, or set the "
+        "environment variable KERAS_BACKEND to torch, jax or tensorflow before Keras is imported"
+    )
+    raise ModuleNotFoundError(words, name=error.name) from error
 
-from keras.layers import SpectralNormalization, UnitNormalization  # noqa: E402
+from keras.layers import SpectralNormalization, UnitNormalization
 
-from normkit.keras.batch import BatchNormalization  # noqa: E402
-from normkit.keras.samples import (  # noqa: E402
+from normkit.keras.batch import BatchNormalization
+from normkit.keras.samples import (
     GroupNormalization,
     InstanceNormalization,
     LayerNormalization,
     RMSNormalization,
 )
-from normkit.keras.scaling import Normalization  # noqa: E402
-from normkit.keras.weights import WeightStandardization  # noqa: E402
+from normkit.keras.scaling import Normalization
+from normkit.keras.weights import WeightStandardization
 
 __all__ = [
     "BatchNormalization",

@@ -8,15 +8,15 @@ import keras
 from keras import ops
 
 from normkit.errors import OptionError
-from normkit.keras.company import Company
 from normkit.keras.computing import normalize, standardize
+from normkit.keras.operations import wide_dtype
+from normkit.keras.replicas import Replicas
 from normkit.keras.settings import (
     PACKAGE,
     NormLayer,
     check_number,
     floating,
     from_front,
-    of_channels,
     of_positions,
 )
 from normkit.moments import Moments, merge_along
@@ -70,7 +70,7 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
                 expected="one of them",
                 remedy="Ghost batches are parts of one replica's batch.",
             )
-        self._company = Company(self.name) if self.synchronized else None
+        self._replicas = Replicas(self.name) if self.synchronized else None
 
     def call(
         self,
@@ -85,18 +85,19 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
         """Normalized by the batch in training, which moves the statistics; else by these.
 
         Args:
-            inputs: of any rank, with the channels along ``axis``.
+            inputs: of two axes or more, with the channels along ``axis``.
             training: by the batch; not while the layer's ``trainable`` is False.
             mask: the inputs' shape without the channel axis, or its first axes: (samples,),
                 (samples, steps), ... Only where it is true do inputs count in statistics.
-            sample_weight: of such a shape too: how much inputs count in statistics.
+            sample_weight: of such a shape too: how much inputs count in statistics; those whose
+                weight is not above 0 do not.
             gamma, beta: in place of the layer's own: (channels,), or (samples, channels) for
                 conditional batch norm.
         """
         inputs = floating(inputs)
         axis = from_front(self.axis, inputs)
         affine = [
-            self._affine(name, given, inputs, axis)
+            self._parameter(name, given, inputs, axis)
             for name, given in (("gamma", gamma), ("beta", beta))
         ]
         if not (training and self.trainable):
@@ -105,22 +106,18 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
                 eps=self.epsilon,
             )  # fmt: skip
             return ops.cast(y, self.compute_dtype)
-        counted: dict[str, Any] = {"axis": axis, "company": self._company}
+        counted: dict[str, Any] = {"axis": axis, "replicas": self._replicas}
         if mask is not None:
             counted["mask"] = ops.cast(of_positions("mask", mask, inputs, axis), "bool")
         if sample_weight is not None:
             weights = of_positions("sample_weight", sample_weight, inputs, axis)
-            weights = ops.cast(weights, "float32")
-            kept = counted.pop("mask", None)
-            counted["weights"] = weights if kept is None else ops.where(kept, weights, 0.0)
+            weights = ops.cast(weights, wide_dtype(inputs))
+            counts = weights > 0
+            if mask is not None:
+                counts = ops.logical_and(counts, counted.pop("mask"))
+            counted["weights"] = ops.where(counts, weights, ops.zeros_like(weights))
         y = self._by_batch(inputs, affine, counted)
         return ops.cast(y, self.compute_dtype)
-
-    def _affine(self, name: str, given: Any, inputs: Tensor, axis: int) -> Tensor | None:
-        if given is not None:
-            return of_channels(name, given, inputs, axis)
-        own = getattr(self, name)
-        return None if own is None else ops.convert_to_tensor(own)
 
     def _by_batch(
         self, inputs: Tensor, affine: list[Tensor | None], counted: dict[str, Any]
@@ -141,32 +138,45 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
         self, x_hat: Tensor, moments: Moments, affine: list[Tensor | None], axis: int
     ) -> Tensor:
         """(x_hat · r + d) · gamma + beta (Ioffe 2017, Algorithm 1), with Keras' limits."""
-        count, mean, m2 = _numbers(moments)
+        count, mean, m2 = self._numbers(moments)
+        # Copies: what is read in backward must not be what the moving statistics become.
+        usual, old_mean = ops.copy(self.renorm_stddev), ops.copy(self.renorm_mean)
         clip = self.renorm_clipping or {}
         deviation = ops.sqrt(m2 / _some(count) + self.epsilon)
-        usual = ops.maximum(self.renorm_stddev, self.epsilon**0.5)
-        r, d = deviation / usual, (mean - self.renorm_mean) / usual
+        usual = ops.maximum(usual, self.epsilon**0.5)
+        r, d = deviation / usual, (mean - old_mean) / usual
         r = r if clip.get("rmin") is None else ops.maximum(r, clip["rmin"])
         r = r if clip.get("rmax") is None else ops.minimum(r, clip["rmax"])
         d = d if clip.get("dmax") is None else ops.clip(d, -clip["dmax"], clip["dmax"])
-        rows = ops.shape(x_hat)[1 if axis == 0 else 0]
-        r, d = (ops.stop_gradient(self._of_samples(values, rows)) for values in (r, d))
-        gamma, beta = (None if a is None else ops.cast(a, "float32") for a in affine)
+        samples = ops.shape(x_hat)[1 if axis == 0 else 0]
+        if self.ghost is not None:  # from a row for each ghost batch, one for each sample
+            r, d = (ops.repeat(values, self.ghost, axis=0)[:samples] for values in (r, d))
+        r, d = ops.stop_gradient(r), ops.stop_gradient(d)
+        gamma, beta = (None if a is None else ops.cast(a, r.dtype) for a in affine)
         scale = r if gamma is None else r * gamma
         shift = d if gamma is None else d * gamma
         shift = shift if beta is None else shift + beta
         return _line(x_hat, scale, shift, axis)
 
-    def _of_samples(self, values: Tensor, samples: Any) -> Tensor:
-        """A ghost batch's values for each of its samples."""
-        if self.ghost is None:
-            return values
-        return ops.repeat(values, self.ghost, axis=0)[:samples]
-
     # --- moving statistics ----------------------------------------------------------------------
 
+    def _numbers(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and M2 of one shape, as the variables are kept; counts may lie below 1."""
+        dtype = wide_dtype(self.moving_mean)
+        mean, m2 = (ops.cast(values, dtype) for values in (moments.mean, moments.m2))
+        return ops.broadcast_to(ops.cast(moments.count, dtype), ops.shape(mean)), mean, m2
+
+    def _whole(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and biased variance of each channel, of all ghost batches together."""
+        count, mean, m2 = self._numbers(moments)
+        if len(mean.shape) == 1:
+            return count, mean, m2 / _some(count)
+        total = ops.sum(count, axis=0)
+        mean, m2 = merge_along(ops, count, mean, m2, 0, _some(total))
+        return total, mean, m2 / _some(total)
+
     def _record(self, moments: Moments) -> None:
-        count, mean, var = _whole(moments)
+        count, mean, var = self._whole(moments)
         if not self.renorm:
             self._move(count, self.momentum, {"moving_mean": mean, "moving_variance": var})
             return
@@ -188,24 +198,8 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
         return {**super().get_config(), "synchronized": self.synchronized, "ghost": self.ghost}
 
 
-def _numbers(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and M2 as float32, all of one shape; counts of weights may lie below 1."""
-    mean, m2 = (ops.cast(values, "float32") for values in (moments.mean, moments.m2))
-    return ops.broadcast_to(ops.cast(moments.count, "float32"), ops.shape(mean)), mean, m2
-
-
 def _some(count: Tensor) -> Tensor:
     return ops.where(count > 0, count, ops.ones_like(count))
-
-
-def _whole(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance of each channel, of ghost batches together."""
-    count, mean, m2 = _numbers(moments)
-    if len(mean.shape) == 1:
-        return count, mean, m2 / _some(count)
-    total = ops.sum(count, axis=0)
-    mean, m2 = merge_along(ops, count, mean, m2, 0, _some(total))
-    return total, mean, m2 / _some(total)
 
 
 def _line(x: Tensor, scale: Tensor, shift: Tensor, axis: int) -> Tensor:
@@ -215,7 +209,7 @@ def _line(x: Tensor, scale: Tensor, shift: Tensor, axis: int) -> Tensor:
     if len(scale.shape) == 2:
         along[1 if axis == 0 else 0] = ops.shape(x)[1 if axis == 0 else 0]
     scale, shift = (_placed(values, along, axis) for values in (scale, shift))
-    return ops.cast(ops.cast(x, "float32") * scale + shift, x.dtype)
+    return ops.cast(ops.cast(x, scale.dtype) * scale + shift, x.dtype)
 
 
 def _placed(values: Tensor, along: list[Any], axis: int) -> Tensor:

@@ -8,11 +8,11 @@ import keras
 from keras import ops
 
 from normkit.keras import operations
-from normkit.keras.company import Company
+from normkit.keras.replicas import Replicas
 from normkit.moments import Moments
 from normkit.norms import Norm
 
-__all__ = ["normalize", "standardize"]
+__all__ = ["normalize", "normalize_samples", "standardize"]
 
 Tensor = Any
 
@@ -26,7 +26,7 @@ def normalize(
     axis: int,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
-    company: Company | None = None,
+    replicas: Replicas | None = None,
 ) -> tuple[Tensor, Moments]:
     """Normalize by statistics of x, and say them.
 
@@ -38,25 +38,59 @@ def normalize(
         gamma, beta: (channels,), or (samples, channels).
         mask: x's shape without the channel axis, true where positions count.
         weights: of the same shape: how much they count; instead of a mask.
-        company: of other replicas; see :mod:`normkit.keras.company`.
+        replicas: of other replicas; see :mod:`normkit.keras.replicas`.
 
     Returns:
         y, and count, mean and M2 without gradients: of batch norm for each channel, of ghost
         batches in rows. Other norms' are not for use.
     """
-    backend = keras.config.backend()
-    if backend == "torch" and weights is None:
-        from normkit.torch.calls import Plan, run
+    if weights is None and _has_engine(x):
+        if keras.config.backend() == "torch":
+            return _by_torch(norm, x, gamma, beta, axis, mask, replicas)
+        from normkit.jax import normalize as by_jax
 
-        reducer = None if company is None else company.reducer(x, axis, mask)
-        return run(Plan(norm, axis=axis, mask=mask, reducer=reducer), x, gamma, beta)
-    if backend == "jax" and weights is None:
-        from normkit.jax import normalize as under_jax
-
-        return under_jax(norm, x, gamma, beta, axis=axis, mask=mask)
-    total = None if company is None else company.total
+        return by_jax(norm, x, gamma, beta, axis=axis, mask=mask)
+    total = None if replicas is None else replicas.total
     weights = mask if weights is None else weights
     return operations.normalize(norm, x, gamma, beta, axis=axis, weights=weights, total=total)
+
+
+def _has_engine(x: Tensor) -> bool:
+    """Whether the backend's own engine takes x: of known sizes, which a trace may rely on."""
+    backend = keras.config.backend()
+    if backend == "tensorflow" or not 2 <= len(x.shape) <= 5:
+        return False
+    if backend == "torch":
+        from normkit.torch.transforms import is_recorded
+
+        return not is_recorded()
+    return all(isinstance(size, int) for size in x.shape)
+
+
+def _by_torch(
+    norm: Norm, x: Tensor, gamma: Any, beta: Any, axis: int, mask: Any, replicas: Replicas | None
+) -> tuple[Tensor, Moments]:
+    from normkit.torch.calls import Plan, run
+
+    reducer = None if replicas is None else replicas.reducer(x, axis, mask)
+    return run(Plan(norm, axis=axis, mask=mask, reducer=reducer), x, gamma, beta)
+
+
+def normalize_samples(
+    norm: Norm,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    *,
+    axis: int,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y alone, of a norm that has no running statistics; by PyTorch's operators where quicker."""
+    if keras.config.backend() == "torch" and _has_engine(x):
+        from normkit.torch.functional import normalize as by_torch
+
+        return by_torch(norm, x, gamma, beta, axis=axis, mask=mask)
+    return normalize(norm, x, gamma, beta, axis=axis, mask=mask)[0]
 
 
 def standardize(
@@ -70,7 +104,7 @@ def standardize(
     eps: float,
 ) -> Tensor:
     """(x − mean) / sqrt(var + eps) · gamma + beta with one given value for each channel."""
-    if keras.config.backend() == "torch":
+    if keras.config.backend() == "torch" and _has_engine(x):
         from normkit.torch.calls import Plan, run
 
         given = ops.convert_to_tensor(mean), ops.convert_to_tensor(var)

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from keras import ops
 
 from normkit.layout import ALL, Split
 from normkit.moments import Moments
 from normkit.norms import Norm
 
-__all__ = ["normalize", "standardize", "wide"]
+__all__ = ["normalize", "standardize", "wide", "wide_dtype"]
 
 Tensor = Any
 #: Makes of one replica's numbers the sum over all replicas.
@@ -33,6 +34,7 @@ class _Boxes:
     """
 
     samples: Any
+    together: bool  # all samples are of one set
     sizes: tuple[Any, ...]
     reduced: tuple[int, ...]  # axes that a set spans
 
@@ -40,14 +42,15 @@ class _Boxes:
     def of(cls, norm: Norm, shape: tuple[Any, ...], axis: int) -> _Boxes:
         samples, channels = shape[0], shape[axis]
         before, behind = math.prod(shape[1:axis]), math.prod(shape[axis + 1 :])
-        together = samples if norm.samples == ALL else norm.samples
-        sets = 1 if norm.samples == ALL else -(-samples // together)
+        whole = norm.samples == ALL
+        together = samples if whole else norm.samples
+        sets = 1 if whole else -(-samples // together)
         if isinstance(norm.channels, Split):
             width = channels // norm.channels.parts
         else:
             width = channels if norm.channels == ALL else norm.channels
         sizes = (sets, together, before, channels // width, width, behind)
-        return cls(samples, sizes, (1, 2, 4, 5) if norm.positions == ALL else (1, 4))
+        return cls(samples, whole, sizes, (1, 2, 4, 5) if norm.positions == ALL else (1, 4))
 
     def view(self, values: Tensor, *, channels: bool = True, positions: bool = True) -> Tensor:
         """Values of samples, with or without channels and positions, as the boxes; zero-padded."""
@@ -74,8 +77,7 @@ class _Boxes:
     def statistics(self, values: Tensor) -> Tensor:
         """One value for each set: in rows of channels, or, for all samples alike, one row."""
         sets, groups = self.sizes[0], self.sizes[3]
-        whole = isinstance(sets, int) and sets == 1
-        return ops.reshape(values, (groups,) if whole else (sets, groups))
+        return ops.reshape(values, (groups,) if self.together else (sets, groups))
 
 
 def normalize(
@@ -161,7 +163,12 @@ def standardize(
 
 def wide(x: Tensor) -> Tensor:
     """In a dtype that sums can be trusted to."""
-    return x if "64" in str(x.dtype) else ops.cast(x, "float32")
+    return ops.cast(x, wide_dtype(x))
+
+
+def wide_dtype(x: Tensor) -> str:
+    """float64 for float64, else float32."""
+    return "float64" if "float64" in str(x.dtype) else "float32"
 
 
 def _is_padded(norm: Norm) -> bool:
@@ -183,32 +190,48 @@ def _moments(
     """Statistics in two passes, the second of which mends what the first rounded."""
 
     def add_up(values: Tensor) -> Tensor:
-        values = ops.sum(values, axes, keepdims=True)
-        return values if total is None else total(values)
+        if weights is not None:
+            values = ops.where(weights > 0, values * weights, ops.zeros_like(values))
+        return ops.sum(values, axes, keepdims=True)
 
-    def counted(values: Tensor) -> Tensor:
-        if weights is None:
-            return values
-        return ops.where(weights > 0, values * weights, ops.zeros_like(values))
-
-    width = ops.shape(cube)[4] if 4 in axes else 1
-    if weights is None:
-        sizes = ops.shape(cube)
-        count = ops.cast(math.prod(tuple(sizes[a] for a in axes)), cube.dtype)
-        elements = count = count if total is None else total(count)
-    else:  # a weight counts for each channel of the box
-        count = add_up(weights) * ops.cast(width, cube.dtype)
-        elements = add_up(ops.cast(weights > 0, cube.dtype)) * ops.cast(width, cube.dtype)
-    if not norm.center:
-        return _Found(count, elements, 0.0, add_up(counted(ops.square(cube))))
+    center = norm.center
+    first = add_up(cube if center else ops.square(cube))
+    count, elements, first = _totals(total, *_counts(cube, axes, weights), first)
+    if not center:
+        return _Found(count, elements, 0.0, first)
     safe = ops.where(count > 0, count, ops.ones_like(count))
-    mean = add_up(counted(cube)) / safe
+    mean = first / safe
     # Deviations add up to nothing, so that gradients through the mean need not pass here.
     apart = cube - ops.stop_gradient(mean)
-    rest = ops.stop_gradient(add_up(counted(apart)) / safe)  # what rounding left in the mean
-    m2 = add_up(counted(ops.square(apart))) - count * ops.square(rest)
+    rest, m2 = _totals(total, add_up(apart), add_up(ops.square(apart)))
+    rest = ops.stop_gradient(rest / safe)  # what rounding left in the mean
+    m2 = ops.maximum(m2 - count * ops.square(rest), 0.0)
     rest = ops.where(ops.isfinite(rest), rest, ops.zeros_like(rest))  # an infinite mean stays
-    return _Found(count, elements, mean + rest, ops.maximum(m2, 0.0))
+    return _Found(count, elements, mean + rest, m2)
+
+
+def _counts(cube: Tensor, axes: tuple[int, ...], weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the elements of a box weigh, and how many these are."""
+    sizes = ops.shape(cube)
+    if weights is None:
+        count = ops.cast(math.prod(tuple(sizes[a] for a in axes)), cube.dtype)
+        count = ops.reshape(count, (1,) * len(sizes))
+        return count, count
+    width = ops.cast(sizes[4] if 4 in axes else 1, cube.dtype)  # it counts for each channel
+    positive = ops.cast(weights > 0, cube.dtype)
+    count, elements = (ops.sum(values, axes, keepdims=True) for values in (weights, positive))
+    return count * width, elements * width
+
+
+def _totals(total: Total | None, *values: Tensor) -> list[Tensor]:
+    """Sums over replicas, which travel together."""
+    if total is None:
+        return list(values)
+    shapes = [ops.shape(one) for one in values]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist()
+    packed = total(ops.concatenate([ops.reshape(one, (-1,)) for one in values]))
+    parts = ops.split(packed, ends)
+    return [ops.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _slope(norm: Norm, found: _Found) -> Tensor:

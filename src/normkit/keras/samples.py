@@ -8,13 +8,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from normkit.keras.computing import normalize
+from normkit.keras.computing import normalize_samples
 from normkit.keras.settings import (
     PACKAGE,
     NormLayer,
     floating,
     from_front,
-    of_channels,
     of_positions,
 )
 from normkit.norms import GroupNorm, Norm, RMSNorm, TokenLayerNorm
@@ -85,16 +84,14 @@ class GroupNormalization(NormLayer, keras.layers.GroupNormalization):
         """
         inputs = floating(inputs)
         axis = from_front(self.axis, inputs)
-        affine = []
-        for name, given, own in (("gamma", gamma, self.gamma), ("beta", beta, self.beta)):
-            if given is not None:
-                affine.append(of_channels(name, given, inputs, axis))
-            else:
-                affine.append(None if own is None else ops.convert_to_tensor(own))
+        affine = [
+            self._parameter(name, given, inputs, axis)
+            for name, given in (("gamma", gamma), ("beta", beta))
+        ]
         if mask is not None:
             mask = ops.cast(of_positions("mask", mask, inputs, axis), "bool")
         norm = GroupNorm(self.groups, eps=self.epsilon)
-        y, _ = normalize(norm, inputs, *affine, axis=axis, mask=mask)
+        y = normalize_samples(norm, inputs, *affine, axis=axis, mask=mask)
         return ops.cast(y, self.compute_dtype)
 
 
@@ -130,15 +127,13 @@ def _along(norm: Norm, x: Tensor, gamma: Any, beta: Any, axes: list[int]) -> Ten
     """Sets of single positions, the channels of which lie along one axis or several."""
     axes = sorted(from_front(axis, x) for axis in axes)
     rank = len(x.shape)
-    if len(axes) == 1 and axes[0] not in (0, rank - 1):
-        parameters = (None if p is None else ops.convert_to_tensor(p) for p in (gamma, beta))
-        return normalize(norm, x, *parameters, axis=axes[0])[0]
-    rest = [axis for axis in range(rank) if axis not in axes]
-    order = [*rest, *axes]
+    gamma, beta = (None if p is None else ops.convert_to_tensor(p) for p in (gamma, beta))
+    if len(axes) == 1 and axes[0] > 0 and rank <= 5:
+        return normalize_samples(norm, x, gamma, beta, axis=axes[0])
+    order = [*(axis for axis in range(rank) if axis not in axes), *axes]
     turned = x if order == list(range(rank)) else ops.transpose(x, order)
     width = math.prod(x.shape[axis] for axis in axes)
-    flat = ops.reshape(turned, (-1, width))
-    parameters = (None if p is None else ops.reshape(p, (width,)) for p in (gamma, beta))
-    y = ops.reshape(normalize(norm, flat, *parameters, axis=1)[0], ops.shape(turned))
-    back = [order.index(axis) for axis in range(rank)]
-    return y if turned is x else ops.transpose(y, back)
+    gamma, beta = (None if p is None else ops.reshape(p, (width,)) for p in (gamma, beta))
+    flat = normalize_samples(norm, ops.reshape(turned, (-1, width)), gamma, beta, axis=1)
+    y = ops.reshape(flat, ops.shape(turned))
+    return y if turned is x else ops.transpose(y, [order.index(axis) for axis in range(rank)])

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
 from typing import Any, Literal
 
 import keras
+import ml_dtypes
 import numpy as np
 
-from normkit.errors import OptionError, ShapeError
+from normkit.errors import DataError, OptionError, ShapeError
 from normkit.keras.settings import PACKAGE, Extended
-from normkit.scaling import Summary
+from normkit.scaling.data import check_samples, inputs, numbers
+from normkit.scaling.summary import Scale, Summary
 
 __all__ = ["Normalization"]
 
-Tensor = Any
+#: How far off the divisor may be, relatively, and a value, as a part of it, in the layer's dtype.
+DIVISOR_ERROR, VALUE_ERROR = 0.01, 0.1
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class Normalization(Extended, keras.layers.Normalization):
     """keras.layers.Normalization, also by mean and range.
 
-    Statistics are taken in float64 and merged exactly, also of data far from zero and of batches of
-    different lengths. A feature that never changes becomes 0, and is divided by 1.
+    Statistics are taken in float64 and merged exactly, also of batches of different lengths. They
+    are kept and used as Keras does, mean and variance in the layer's dtype, so that weights go to
+    and from Keras' own layer; ``adapt`` refuses features that this dtype cannot scale. A feature
+    that never changes becomes 0, and is divided by 1.
 
     Args:
         axis, mean, variance, invert: Keras'.
@@ -64,8 +69,11 @@ class Normalization(Extended, keras.layers.Normalization):
 
         Raises:
             OptionError: mean and variance were given.
-            DataError: there are no data, or none that are numbers.
-            ShapeError: they have other features than the layer.
+            DataError: there are no data, it is not clear which count, or some are not finite or
+                masked; or in the layer's dtype a value may be a tenth of the divisor off, or the
+                divisor, of which Keras keeps the square, a hundredth of itself.
+            DTypeError: these are no real numbers.
+            ShapeError: they have other features than the layer, or no axis of samples.
         """
         if self.input_mean is not None:
             raise OptionError(
@@ -74,8 +82,9 @@ class Normalization(Extended, keras.layers.Normalization):
                 expected="one of the two",
                 remedy="Make the layer without mean and variance.",
             )
-        found = Summary.of_parts(self._rows(part) for part in _parts(data))
+        found = Summary.of_parts(map(self._rows, inputs(data, _array, _batches)))
         scale = found.scale(self.by)
+        _check_kept(found, scale, self.compute_dtype)
         shape = self.adapt_mean.shape
         self.adapt_mean.assign(np.reshape(scale.shift, shape))
         self.adapt_variance.assign(np.reshape(scale.divisor, shape) ** 2)
@@ -83,7 +92,8 @@ class Normalization(Extended, keras.layers.Normalization):
 
     def _rows(self, part: Any) -> Any:
         """A part with the features that are kept apart in one last axis."""
-        part = _array(part)
+        part = numbers(part)
+        check_samples(part.shape, len(self.axis))
         if not self.built:
             self.build(part.shape)
         expected = self._build_input_shape
@@ -95,40 +105,56 @@ class Normalization(Extended, keras.layers.Normalization):
                 expected=f"shape {tuple(expected)}, the same along the axes {kept}",
                 remedy="Adapt to data that are laid out as the layer's inputs.",
             )
-        rows = np.moveaxis(part, kept, range(part.ndim - len(kept), part.ndim))
-        features = int(np.prod([part.shape[a] for a in kept]))
-        return rows.reshape(-1, features)
+        samples = part.ndim - len(kept)
+        rows = np.moveaxis(part, kept, range(samples, part.ndim))
+        return rows.reshape(math.prod(rows.shape[:samples]), math.prod(rows.shape[samples:]))
 
     def get_config(self) -> dict[str, Any]:
         """Keras' options and ours."""
         return {**super().get_config(), "by": self.by}
 
 
-def _parts(data: Any) -> Iterator[Any]:
-    if isinstance(data, np.ndarray) or keras.ops.is_tensor(data):
-        yield data
-    elif isinstance(data, keras.utils.PyDataset):
-        yield from (_first(data[i]) for i in range(len(data)))
-    elif isinstance(data, Iterable):
-        yield from (_first(batch) for batch in _batched(data))
-    else:
-        raise OptionError(
-            "No data to adapt to",
-            received=type(data).__name__,
-            expected="an array, a tensor, or batches of them",
-            remedy="A list of arrays, a generator and a dataset are batches.",
+def _check_kept(found: Summary, scale: Scale, dtype: str) -> None:
+    """Raise for features that Keras' formula cannot scale in this dtype.
+
+    Raises:
+        DataError: there are some.
+    """
+    ends = np.stack([found.low, found.high])
+    with np.errstate(over="ignore"):
+        fits = np.isfinite(_kept(ends, dtype)).all(0)
+        divisor = np.maximum(np.sqrt(_kept(scale.divisor**2, dtype)), keras.backend.epsilon())
+    rounding = np.abs(ends).max(0) * float(ml_dtypes.finfo(dtype).eps) / 2
+    still = found.low == found.high  # its values are rounded as its mean is
+    fits &= still | (rounding <= VALUE_ERROR * scale.divisor)
+    fits &= np.abs(divisor - scale.divisor) <= DIVISOR_ERROR * scale.divisor
+    lost = np.flatnonzero(~fits)
+    if len(lost):
+        first = lost[0]
+        raise DataError(
+            f"In {dtype} the layer cannot scale {len(lost)} features",
+            received=f"values from {found.low[first]:g} to {found.high[first]:g} with the divisor "
+            f"{scale.divisor[first]:g} in feature number {first}",
+            expected="values that it tells apart, and a divisor whose square it holds, of at least "
+            f"{keras.backend.epsilon():g}",
+            remedy="Move the values near zero or change their unit in float64, before the layer: "
+            "normkit.scaling does.",
         )
 
 
-def _batched(data: Any) -> Any:
-    """A ``tf.data.Dataset`` of single rows in batches; anything else as it is."""
+def _kept(values: np.ndarray, dtype: str) -> np.ndarray:
+    """What is left of values in another dtype."""
+    return values.astype(np.dtype(dtype)).astype(np.float64)
+
+
+def _array(values: Any) -> Any:
+    return keras.ops.convert_to_numpy(values) if keras.ops.is_tensor(values) else values
+
+
+def _batches(data: Any) -> Any:
+    """Of a PyDataset its batches; of a ``tf.data.Dataset`` of single rows some at a time."""
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(len(data)))
     spec = getattr(data, "element_spec", None)
-    return data if spec is None or len(_first(spec).shape) > 1 else data.batch(128)
-
-
-def _first(batch: Any) -> Any:
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
-
-
-def _array(values: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(values) if keras.ops.is_tensor(values) else np.asarray(values)
+    shape = getattr(spec[0] if isinstance(spec, tuple) else spec, "shape", None)
+    return data if shape is None or len(shape) > 1 else data.batch(128)

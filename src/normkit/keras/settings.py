@@ -41,17 +41,17 @@ class Extended:
         Raises:
             OptionError: it has options that this version does not know.
         """
-        bases = cls.__mro__[: cls.__mro__.index(keras.layers.Layer) + 1]
-        known = {name for base in bases for name in inspect.signature(base).parameters}
-        unknown = sorted(set(config) - known - _NAMED_NOWHERE)
-        if unknown:
+        try:
+            return super().from_config(config)  # type: ignore[misc]
+        except (TypeError, ValueError) as error:
+            if "keyword argument" not in str(error):
+                raise
             raise OptionError(
                 f"A {cls.__name__} of a newer version",
-                received=f"a configuration with {', '.join(unknown)}",
+                received=str(error).rsplit("encountered: ")[-1],
                 expected=f"options among {', '.join(inspect.signature(cls).parameters)}",
                 remedy="Load it with the Keras and normkit that saved it, or newer ones.",
-            )
-        return super().from_config(config)  # type: ignore[misc]
+            ) from error
 
 
 class NormLayer(Extended):
@@ -63,6 +63,21 @@ class NormLayer(Extended):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_number(type(self).__name__, "epsilon", self.epsilon)
+        axes = self.axis if isinstance(self.axis, (list, tuple)) else [self.axis]
+        if not all(type(axis) is int for axis in axes):
+            raise OptionError(
+                f"{type(self).__name__} cannot have this axis",
+                received=repr(self.axis),
+                expected="a whole number",
+                remedy="axis=-1 is for channels that come last, axis=1 for channels first.",
+            )
+
+    def _parameter(self, name: str, given: Any, inputs: Tensor, axis: int) -> Tensor | None:
+        """gamma or beta: a call's, or the layer's own."""
+        if given is not None:
+            return of_channels(name, given, inputs, axis)
+        own = getattr(self, name)
+        return None if own is None else ops.convert_to_tensor(own)
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape.
@@ -77,10 +92,6 @@ class NormLayer(Extended):
         """The input's."""
         check_axes(type(self).__name__, self.axis, input_shape)
         return input_shape
-
-
-#: Options that Keras takes from ``**kwargs``.
-_NAMED_NOWHERE = frozenset({"dtype", "name", "trainable", "rms_scaling"})
 
 
 def _signature(cls: type) -> inspect.Signature:
@@ -118,7 +129,8 @@ def check_axes(owner: str, axes: int | Sequence[int], shape: Any) -> None:
     Raises:
         ShapeError: one does not, or is unknown.
     """
-    for axis in (axes,) if isinstance(axes, int) else axes:
+    axes = (axes,) if isinstance(axes, int) else axes
+    for axis in axes:
         if not -len(shape) <= axis < len(shape):
             raise ShapeError(
                 f"{owner} is to normalize along an axis that the input does not have",
@@ -133,10 +145,18 @@ def check_axes(owner: str, axes: int | Sequence[int], shape: Any) -> None:
                 expected="a number along that axis",
                 remedy="Give it in keras.Input(shape=...), or choose the axis of the channels.",
             )
+    if len({axis % len(shape) for axis in axes}) < len(axes):
+        raise ShapeError(
+            f"{owner} is to normalize along an axis twice",
+            received=f"axis={list(axes)} for inputs of shape {tuple(shape)}",
+            expected="each axis once",
+            remedy="-1 is the last axis by another name.",
+        )
 
 
 def floating(inputs: Tensor) -> Tensor:
     """Whole numbers and truth values as float32."""
+    inputs = ops.convert_to_tensor(inputs)  # a call without Keras' __call__ may bring an array
     kind = keras.backend.standardize_dtype(inputs.dtype)
     return inputs if "float" in kind else ops.cast(inputs, "float32")
 
@@ -156,6 +176,7 @@ def of_positions(name: str, values: Tensor, inputs: Tensor, axis: int) -> Tensor
     Raises:
         ShapeError: they do not fit.
     """
+    values = ops.convert_to_tensor(values)
     sizes = [size for a, size in enumerate(inputs.shape) if a != axis]
     given = tuple(values.shape)
     fits = 0 < len(given) <= len(sizes) and all(
@@ -179,12 +200,13 @@ def of_channels(name: str, values: Tensor, inputs: Tensor, axis: int) -> Tensor:
     Raises:
         ShapeError: they do not fit.
     """
+    values = ops.convert_to_tensor(values)
     channels, samples = inputs.shape[axis], inputs.shape[1 if axis == 0 else 0]
     given = tuple(values.shape)
-    fits = given == (channels,) or (
-        len(given) == 2 and given[1] == channels and given[0] in (samples, None)
-    )
-    if not fits and not (len(given) == 2 and given[1] == channels and samples is None):
+    if given == (1, channels):
+        return ops.reshape(values, (channels,))
+    rows = len(given) == 2 and given[1] == channels
+    if given != (channels,) and not (rows and (samples is None or given[0] in (samples, None))):
         raise ShapeError(
             f"{name}= does not fit the inputs",
             received=f"shape {given} with inputs of shape {tuple(inputs.shape)}, axis={axis}",

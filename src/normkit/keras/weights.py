@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -53,6 +54,9 @@ class WeightStandardization(keras.layers.Wrapper):
         check_number("WeightStandardization", "epsilon", epsilon)
         self.epsilon = float(epsilon)
         self._filters = _filters(layer)
+        self._takes = frozenset(inspect.signature(layer.call).parameters)
+        self.supports_masking = layer.supports_masking
+        self.activity_regularizer = layer.activity_regularizer
 
     def build(self, input_shape: Any = None) -> None:
         """Make the layer's weights.
@@ -77,20 +81,34 @@ class WeightStandardization(keras.layers.Wrapper):
 
     def standardized_kernel(self) -> Tensor:
         """The kernel that inputs meet, in the shape and dtype of the layer's."""
+        if getattr(self.layer, "quantization_mode", None):
+            raise _not_quantized(f"a layer in {self.layer.quantization_mode}")
         kernel = ops.convert_to_tensor(self.layer.kernel)
         apart = wide(kernel)
         apart = apart - ops.mean(apart, self._inside(), keepdims=True)
         var = ops.mean(ops.square(apart), self._inside(), keepdims=True)
         return ops.cast(apart * ops.rsqrt(var + self.epsilon), kernel.dtype)
 
-    def call(self, inputs: Tensor) -> Tensor:
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """The layer's output with standardized filters."""
         # A shallow twin that shares all but the kernel, so that no one else sees the other kernel.
         twin = object.__new__(type(self.layer))
         twin.__dict__.update(self.layer.__dict__)
         name = "_kernel" if "_kernel" in twin.__dict__ else "kernel"
         twin.__dict__[name] = self.standardized_kernel()
-        return twin.call(inputs)
+        twin.__dict__["lora_enabled"] = False  # its part is in the standardized kernel
+        given = {"training": training, "mask": mask}
+        return twin.call(inputs, **{k: v for k, v in given.items() if k in self._takes})
+
+    def quantize(self, mode: Any = None, **options: Any) -> None:  # noqa: ARG002
+        """Refused.
+
+        Raises:
+            NotNormalizableError: always: whole numbers have no such standardization.
+        """
+        raise _not_quantized(f"quantize({mode!r})")
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The layer's."""
@@ -99,6 +117,15 @@ class WeightStandardization(keras.layers.Wrapper):
     def get_config(self) -> dict[str, Any]:
         """The layer's options and epsilon."""
         return {**super().get_config(), "epsilon": self.epsilon}
+
+
+def _not_quantized(received: str) -> NotNormalizableError:
+    return NotNormalizableError(
+        "A standardized kernel cannot be quantized",
+        received=received,
+        expected="floating weights",
+        remedy="Quantize a network whose kernels were replaced by standardized_kernel().",
+    )
 
 
 def _filters(layer: Any) -> tuple[int, ...]:

@@ -222,8 +222,14 @@ class PortableBackend:
     # of loops, and took four times as long for batch norm in a network without it.
 
     def _in_lines(self, call: Call) -> bool:
-        kinds = [_kind(call, v) for v in (call.gamma, call.beta) if v is not None]
-        return call.layout.whole_positions and "element" not in kinds
+        return call.layout.whole_positions and "element" not in _kinds(call)
+
+    def _line_axes(self, call: Call) -> tuple[int, ...]:
+        """Axes of the cube along which slope and gamma are the same."""
+        layout = call.layout
+        positions = 1 if layout.channels_last else 2
+        alike = layout.all_samples and "sample" not in _kinds(call)
+        return (0, positions) if alike else (positions,)
 
     def _apart(self, call: Call, mean: Array) -> Array:
         return self._input(call) - self._spread(call, mean)
@@ -275,7 +281,7 @@ class PortableBackend:
         gamma, xp = self._affine(call, call.gamma), self.xp
         dzx = dz * apart
         if self._in_lines(call):
-            across = 1 if call.layout.channels_last else 2
+            across = self._line_axes(call)
             dz, dzx = (xp.sum(values, axis=across, keepdims=True) for values in (dz, dzx))
         dgamma = dbeta = None
         if gamma is not None:
@@ -302,6 +308,10 @@ class PortableBackend:
         if call.residual is None:
             return self._result(call, dx), None
         return self._result(call, dx), dy if call.activation is None else self._result(call, dz)
+
+
+def _kinds(call: Call) -> list[str]:
+    return [_kind(call, values) for values in (call.gamma, call.beta) if values is not None]
 
 
 def _kind(call: Call, values: Array) -> str:

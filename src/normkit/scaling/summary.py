@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
 
-from normkit.errors import DataError, DTypeError, OptionError, ShapeError
+from normkit.errors import DataError, OptionError, ShapeError
 from normkit.extras import needed
 from normkit.moments import Moments
+from normkit.scaling.data import (
+    as_float64,
+    blocks,
+    check_real,
+    check_samples,
+    checked_axis,
+    is_dask,
+    numbers,
+)
 
-__all__ = ["By", "Scale", "Summary", "is_dask", "scale_by_deviation", "scale_by_range"]
+__all__ = ["By", "Scale", "Summary", "scale_by_deviation", "scale_by_range"]
 
 #: What the deviations from the mean are divided by.
 By = Literal["range", "deviation"]
 
-BLOCK = 1 << 20  # elements that are looked at, or scaled, at a time: float64 copies stay small
+FAN = 16  # summaries that merge at a time, of a Dask array's blocks
+
+#: What overflows is not warned of on the way: scale() raises.
+_silent = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +62,20 @@ class Summary:
                 (N, C, H, W); None for one scale in all.
 
         Raises:
-            ShapeError: no such axis.
+            ShapeError: no such axis, or none beside it.
             DTypeError: no real numbers.
-            DataError: there are no values, or some are not finite.
+            DataError: there are no values; or some are not finite, are masked, or are whole
+                numbers that float64 does not hold.
         """
         if is_dask(x):
             return _of_dask(x, axis)
-        x = _numbers(x)
-        axis = _checked_axis(x.ndim, axis)
+        x = numbers(x)
+        axis = checked_axis(x.ndim, axis)
         if x.size == 0:
             raise _nothing(f"an array of shape {x.shape}")
-        parts = [cls._of_block(block, axis) for block in _blocks(x, axis)]
-        return parts[0].merge(*parts[1:])
+        check_samples(x.shape, axis is not None)
+        # One by one: of wide data, each block's summary is as large as the block.
+        return reduce(cls.merge, (cls._of_block(block, axis) for block in blocks(x, axis)))
 
     @classmethod
     def of_parts(cls, parts: Iterable[Any], axis: int | None = -1) -> Summary:
@@ -69,24 +84,23 @@ class Summary:
         Raises:
             DataError: there are none; and what :meth:`of` raises.
         """
-        found: Summary | None = None
-        for part in parts:
-            one = cls.of(part, axis)
-            found = one if found is None else found.merge(one)
-        if found is None:
+        summaries = (cls.of(part, axis) for part in parts)
+        first = next(summaries, None)
+        if first is None:
             raise _nothing("no parts")
-        return found
+        return reduce(cls.merge, summaries, first)
 
     @classmethod
+    @_silent
     def _of_block(cls, block: np.ndarray[Any, Any], axis: int | None) -> Summary:
+        block = as_float64(block)
         others = tuple(i for i in range(block.ndim) if i != axis)
-        low, high = (np.asarray(f(block, others), np.float64) for f in (np.min, np.max))
+        low, high = np.min(block, others), np.max(block, others)
         spoilt = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
         if len(spoilt):
             raise DataError(
                 "Some values are not finite",
-                received=f"NaN or infinity in {len(spoilt)} features, the first is number "
-                f"{spoilt[0]}",
+                received=f"NaN or infinity in {_features(spoilt)}",
                 expected="finite numbers",
                 remedy="Drop those samples or fill them in first.",
             )
@@ -94,6 +108,7 @@ class Summary:
             Moments.of(block, others), low, high, axis if axis is None else axis - block.ndim
         )
 
+    @_silent
     def merge(self, *others: Summary) -> Summary:
         """The summary of all parts together: exact, and in any order.
 
@@ -114,6 +129,7 @@ class Summary:
         high = np.maximum.reduce([one.high for one in both])
         return Summary(moments, low, high, self.axis)
 
+    @_silent
     def scale(self, by: By = "deviation") -> Scale:
         """How to scale: by mean and range, or by mean and (biased) deviation.
 
@@ -121,6 +137,7 @@ class Summary:
 
         Raises:
             OptionError: neither.
+            DataError: values are so large that float64 does not hold their mean or spread.
         """
         if by == "range":
             divisor = self.high - self.low
@@ -136,6 +153,14 @@ class Summary:
             )
         still = self.high == self.low
         shift = np.where(still, self.low, self.moments.mean)  # whose last digit may be rounded
+        too_large = np.flatnonzero(~(np.isfinite(shift) & np.isfinite(divisor)))
+        if len(too_large):
+            raise DataError(
+                "Some values are too large to scale",
+                received=f"a mean or {by} that is not finite in {_features(too_large)}",
+                expected="mean and spread within float64's range, by deviation its square too",
+                remedy="Divide these features by a large number first.",
+            )
         return Scale(shift, np.where(still | (divisor == 0), 1.0, divisor), self.axis)
 
 
@@ -160,6 +185,8 @@ class Scale:
 
         Raises:
             ShapeError: x has other features than the data that the scale was made from.
+            DTypeError: no real numbers.
+            DataError: some are masked, or are whole numbers that float64 does not hold.
         """
         return self._mapped(x, lambda values, shift, divisor: (values - shift) / divisor)
 
@@ -168,23 +195,21 @@ class Scale:
         return self._mapped(y, lambda values, shift, divisor: values * divisor + shift)
 
     def _mapped(self, x: Any, formula: Any) -> Any:
-        if is_dask(x):
-            return self._mapped_dask(x, formula)
-        x = _numbers(x)
-        axis = _checked_axis(x.ndim, self.axis)
+        lazy = is_dask(x)
+        if not lazy:
+            x = numbers(x)
+        check_real(x.dtype)
+        axis = checked_axis(x.ndim, self.axis)
         self._check_features(x.shape)
         shift, divisor = self._along(x.ndim)
-        out = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float64)
-        for block, place in zip(_blocks(x, axis), _blocks(out, axis), strict=True):
-            place[...] = formula(block.astype(np.float64, copy=False), shift, divisor)
-        return out
-
-    def _mapped_dask(self, x: Any, formula: Any) -> Any:
-        _checked_axis(x.ndim, self.axis)
-        self._check_features(x.shape)
         dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
-        values = formula(x.astype(np.float64), *self._along(x.ndim))
-        return values.astype(dtype)
+        if lazy:
+            meta = np.empty((0,) * x.ndim)
+            return formula(x.map_blocks(_block, meta=meta), shift, divisor).astype(dtype)
+        out = np.empty(x.shape, dtype)
+        for block, place in zip(blocks(x, axis), blocks(out, axis), strict=True):
+            place[...] = formula(as_float64(block), shift, divisor)
+        return out
 
     def _along(self, ndim: int) -> tuple[Any, Any]:
         if self.axis is None:
@@ -227,23 +252,34 @@ def scale_by_deviation(x: Any, axis: int | None = -1) -> Any:
     return Summary.of(x, axis).scale("deviation")(x)
 
 
-def is_dask(x: Any) -> bool:
-    """Whether it is a Dask array; without importing Dask."""
-    return type(x).__module__.startswith("dask.array")
-
-
 def _of_dask(x: Any, axis: int | None) -> Summary:
-    """A summary a block, wherever it is computed; only they travel."""
+    """A summary a block, wherever it is computed; only they travel, and merge as they come."""
     delayed, compute = needed("dask").delayed, needed("dask").compute
-    axis = _checked_axis(x.ndim, axis)
+    check_real(x.dtype)
+    axis = checked_axis(x.ndim, axis)
+    check_samples(x.shape, axis is not None)
     whole = x if axis is None else x.rechunk({axis: -1})
-    blocks = list(whole.to_delayed().ravel())
     behind = None if axis is None else axis - x.ndim
-    parts = compute(*(delayed(_of_part)(block, behind) for block in blocks))
-    known = [part for part in parts if part is not None]
-    if not known:
+    parts = [delayed(_of_part)(block, behind) for block in whole.to_delayed().ravel()]
+    while len(parts) > 1:
+        parts = [delayed(_merged)(parts[i : i + FAN]) for i in range(0, len(parts), FAN)]
+    (found,) = compute(*parts)
+    if found is None:
         raise _nothing(f"a Dask array of shape {x.shape}")
-    return known[0].merge(*known[1:])
+    return found
+
+
+def _of_part(block: Any, axis: int | None) -> Summary | None:
+    return Summary.of(block, axis) if block.size else None
+
+
+def _merged(parts: list[Summary | None]) -> Summary | None:
+    known = [part for part in parts if part is not None]
+    return reduce(Summary.merge, known) if known else None
+
+
+def _block(block: Any) -> np.ndarray[Any, Any]:
+    return as_float64(numbers(block))
 
 
 def _nothing(received: str) -> DataError:
@@ -255,43 +291,5 @@ def _nothing(received: str) -> DataError:
     )
 
 
-def _of_part(block: Any, axis: int | None) -> Summary | None:
-    return Summary.of(block, axis) if block.size else None
-
-
-def _numbers(x: Any) -> np.ndarray[Any, Any]:
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiub":
-        raise DTypeError(
-            "Scaling is for real numbers",
-            received=f"an array of {array.dtype}",
-            expected="floats or whole numbers",
-            remedy="Encode categories first; of complex numbers, scale the parts.",
-        )
-    return array
-
-
-def _checked_axis(ndim: int, axis: int | None) -> int | None:
-    if axis is None:
-        return None
-    whole = isinstance(axis, int | np.integer) and not isinstance(axis, bool)
-    if not whole or not -ndim <= axis < ndim:
-        raise ShapeError(
-            "No axis of features",
-            received=f"axis={axis!r} of an array with {ndim} axes",
-            expected=f"a number from {-ndim} to {ndim - 1}, or None" if ndim else "None",
-            remedy="-1 is for columns, 1 for the channels of images (N, C, H, W).",
-        )
-    return int(axis) % ndim
-
-
-def _blocks(x: np.ndarray[Any, Any], axis: int | None) -> Iterator[np.ndarray[Any, Any]]:
-    """Views of x that are small, along its longest axis of samples."""
-    along = [i for i in range(x.ndim) if i != axis]
-    if not along or x.size <= BLOCK:
-        yield x
-        return
-    longest = max(along, key=lambda i: x.shape[i])
-    step = max(1, BLOCK * x.shape[longest] // x.size)
-    for begin in range(0, x.shape[longest], step):
-        yield x[(slice(None),) * longest + (slice(begin, begin + step),)]
+def _features(found: np.ndarray[Any, Any]) -> str:
+    return f"{len(found)} features, the first is number {found[0]}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from normkit.errors import DataError, DTypeError, ModelError, OptionError, ShapeError
+from normkit.errors import DTypeError, ModelError, OptionError, ShapeError
+from normkit.scaling.data import inputs
 from normkit.scaling.summary import By, Summary
 
 __all__ = ["InputScaling"]
@@ -88,13 +88,16 @@ class InputScaling(nn.Module):
             DTypeError: these are no real numbers.
             ShapeError: the features are not along ``axis``, or not the same in every batch.
         """
-        summary = data if isinstance(data, Summary) else self._summary(data)
-        if (summary.axis is None) != (self.axis is None):
+        if isinstance(data, Summary):
+            summary = data
+        else:
+            summary = Summary.of_parts(inputs(data, _array, _batches), self.axis)
+        if not _alike(self.axis, summary.axis):
             raise ShapeError(
                 "The summary is of another layout",
                 received=f"one with axis={summary.axis}",
                 expected=f"axis={self.axis}, as this layer's",
-                remedy="Say the same axis to both.",
+                remedy="Say the same axis to both; a summary counts it from behind.",
             )
         scale = summary.scale(self.by)
         device = self.mean.device
@@ -179,33 +182,6 @@ class InputScaling(nn.Module):
                 remedy="Give input that is laid out as the data for adapt were.",
             )
 
-    def _summary(self, data: Any) -> Summary:
-        return Summary.of_parts(map(self._values, _batches(data)), self.axis)
-
-    def _values(self, batch: Any) -> Any:
-        """A batch's inputs as an array."""
-        values = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if isinstance(values, Tensor):
-            values = values.detach().cpu()
-            values = (values.float() if values.dtype is torch.bfloat16 else values).numpy()
-        elif not hasattr(values, "__array__"):
-            raise DTypeError(
-                "A batch holds no inputs",
-                received=f"{type(values).__name__}: {values!r:.60}",
-                expected="a tensor, an array, or a pair that begins with one",
-                remedy="A generator can take them out: adapt(batch['image'] for batch in loader).",
-            )
-        if self.axis is not None:
-            _check_has_axis(values.shape, self.axis)
-            if values.ndim == 1:  # each value would be a feature of its own, and never change
-                raise ShapeError(
-                    "There is no axis of samples beside that of the features",
-                    received=f"values of shape {tuple(values.shape)} with axis={self.axis}",
-                    expected="two axes or more, or axis=None",
-                    remedy="axis=None is one scale for all; x[:, None] makes one feature of x.",
-                )
-        return values
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move to a device, but keep float64: float16 holds no mean above 65504."""
         before = dict(self._buffers)
@@ -230,19 +206,25 @@ def _result_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.is_floating_point() else torch.get_default_dtype()
 
 
-def _batches(data: Any) -> Iterable[Any]:
-    if isinstance(data, Tensor) or hasattr(data, "__array__"):
-        return (data,)
-    if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=SIZE)
-    if isinstance(data, (tuple, dict, str)) or not isinstance(data, Iterable):
-        raise DataError(
-            "It is not clear what to learn from",
-            received=f"a {type(data).__name__}",
-            expected="a tensor, an array, or something that gives batches, such as a DataLoader",
-            remedy="Of (inputs, labels) pass the inputs alone; two batches go into a list.",
-        )
-    return data
+def _array(values: Any) -> Any:
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype is torch.bfloat16 else values).numpy()
+
+
+def _batches(data: Any) -> Any:
+    return DataLoader(data, batch_size=SIZE) if isinstance(data, Dataset) else data
+
+
+def _alike(ours: int | None, behind: int | None) -> bool:
+    """Whether a summary's axis, counted from behind, can be the layer's.
+
+    The layer's counted from the front can be any: what it will be given may have any more axes.
+    """
+    if ours is None or behind is None:
+        return ours is behind
+    return ours >= 0 or ours == behind
 
 
 def _checked_way(by: Any) -> By:

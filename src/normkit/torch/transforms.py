@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["is_batched", "is_mapped", "is_recomputation", "is_transformed", "snapshot"]
+__all__ = [
+    "is_batched",
+    "is_mapped",
+    "is_recomputation",
+    "is_recorded",
+    "is_transformed",
+    "snapshot",
+]
 
 _functorch_level = torch._C._functorch.maybe_current_level
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -27,6 +34,11 @@ def is_transformed() -> bool:
         or _dispatch_modes() > 0
         or torch._C._is_tracing()
     )
+
+
+def is_recorded() -> bool:
+    """Whether torch.jit.trace, or an ONNX export by it, notes operators: sizes become constants."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def is_mapped() -> bool:

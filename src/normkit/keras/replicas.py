@@ -12,12 +12,12 @@ from typing import Any
 
 import keras
 
-__all__ = ["Company"]
+__all__ = ["Replicas"]
 
 Tensor = Any
 
 
-class Company:
+class Replicas:
     """The way of one layer to its replicas.
 
     Args:
