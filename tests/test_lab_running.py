@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -229,6 +230,14 @@ def test_what_is_done_is_not_done_again(measured, tmp_path):
     assert "faster" in again.page.read_text()
     events = {path.parent.name for path in tmp_path.rglob("events.out*")}
     assert events == {*(f"digits-full-seed{n}" for n in range(3)), "digits-quick-seed0"}
+
+
+def test_events_that_a_crash_has_lost_are_written_again(measured, tmp_path):
+    session.run(["faster"], tmp_path, seeds=2)
+    shutil.rmtree(tmp_path / "events" / "faster" / "digits-full-seed1")
+    session.run(["faster"], tmp_path, seeds=2)
+    assert len(measured) == 2
+    assert len(list(tmp_path.rglob("events.out*"))) == 2
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(measured, tmp_path, monkeypatch):

@@ -10,9 +10,15 @@ from normkit.extras import needed
 from normkit.lab.data import NAMES
 from normkit.lab.results import Record
 
-__all__ = ["FOLDER", "write_events"]
+__all__ = ["FOLDER", "has_events", "write_events"]
 
 FOLDER = "events"
+
+
+def has_events(folder: Path, record: Record) -> bool:
+    """Whether a record's files are there: who was stopped between the two has a line only."""
+    place = _place(folder, record)
+    return place.is_dir() and any(place.iterdir())
 
 
 def write_events(folder: Path, record: Record) -> None:
@@ -20,9 +26,7 @@ def write_events(folder: Path, record: Record) -> None:
     needed("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    pace = "quick" if record.quick else "full"
-    place = folder / FOLDER / record.claim / f"{_data(record.data)}-{pace}-seed{record.seed}"
-    writer = SummaryWriter(str(place))
+    writer = SummaryWriter(str(_place(folder, record)))
     try:
         for name, value in record.numbers.items():
             if math.isfinite(value):
@@ -35,6 +39,11 @@ def write_events(folder: Path, record: Record) -> None:
                     writer.add_scalar(f"{series.chart}/{series.name}", y, step)
     finally:
         writer.close()
+
+
+def _place(folder: Path, record: Record) -> Path:
+    pace = "quick" if record.quick else "full"
+    return folder / FOLDER / record.claim / f"{_data(record.data)}-{pace}-seed{record.seed}"
 
 
 def _data(name: str) -> str:

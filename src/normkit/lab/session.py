@@ -14,7 +14,7 @@ from normkit.extras import needed
 from normkit.lab.claims import TOPICS, all_claims, find
 from normkit.lab.data import NAMES, load
 from normkit.lab.events import FOLDER as EVENTS
-from normkit.lab.events import write_events
+from normkit.lab.events import has_events, write_events
 from normkit.lab.progress import Progress
 from normkit.lab.results import Record, Results, unusable
 from normkit.lab.running import Task, left, on_cluster, on_this_machine
@@ -175,6 +175,10 @@ def _carry_out(
     before = Counter(task.claim for task in wanted) - Counter(task.claim for task in tasks)
     work = on_this_machine(tasks, jobs) if cluster is None else on_cluster(tasks, cluster)
     problems = {}
+    keys = {task.key for task in wanted}
+    for record in results.records:
+        if record.key in keys and not has_events(results.folder, record):
+            write_events(results.folder, record)
     with Progress(tasks, jobs, before) as progress, contextlib.closing(work):
         for done in work:
             if done.record is None:
