@@ -93,7 +93,7 @@ def test_a_keras_file_becomes_weights_for_pytorch(run, tmp_path):
         "agree",
     ):
         assert words in out
-    assert err == "weights: norms.safetensors\n"
+    assert err == "weights: norms.safetensors\n"  # which says eps and momentum
     state = safetensors.load_file(tmp_path / "norms.safetensors")
     assert "inner/bn.running_var" in state
     status, again, _ = run("norms.safetensors", "--to", "keras", "--dry-run")
@@ -114,6 +114,9 @@ def test_json_says_it_all(run, tmp_path):
 def test_a_dry_run_writes_nothing(run, tmp_path):
     assert run("model.keras", "norms.pt", "--to", "torch", "--dry-run")[0] == 0
     assert left(tmp_path) == []
+    (tmp_path / "norms.pt").write_text("mine")
+    assert run("model.keras", "norms.pt", "--to", "torch", "--dry-run")[0] == 0
+    assert (tmp_path / "norms.pt").read_text() == "mine"
 
 
 def test_names_and_into_a_model(run, tmp_path):
@@ -124,6 +127,9 @@ def test_names_and_into_a_model(run, tmp_path):
     refused(run(*words), "would replace")
     status, _, err = run(*words, "--into", "portzoo:net", "--overwrite")
     assert status == 0, err
+    assert "only the norms came from model.keras; all other weights are those of portzoo:net" in err
+    assert "set eps=2e-05, momentum=0.1 in first" in err
+    assert "set eps=0.001, momentum=0.01 in inner/bn" in err
     state = torch.load(tmp_path / "out.pt", weights_only=True)
     assert "conv.weight" in state
     assert state["inner.bn.running_var"].ne(1).all()
@@ -139,6 +145,24 @@ def test_names_are_checked(run, tmp_path):
         "shapes do not tell them apart",
     )
     assert left(tmp_path) == ["names.json"]
+
+
+def test_names_for_a_file_are_checked(run, tmp_path):
+    for text, said in (('{"first": "last"}', "Two layers go"), ('{"a": "b"}', "not there")):
+        (tmp_path / "names.json").write_text(text)
+        words = ("model.keras", "out.pt", "--to", "torch", "--names", "names.json")
+        refused(run(*words), said)
+    assert left(tmp_path) == ["names.json"]
+
+
+def test_a_kind_that_names_leave_open(run, tmp_path):
+    torch.save(torch.nn.ModuleDict({"n": torch.nn.GroupNorm(2, 4)}).state_dict(), "net.pt")
+    words = ("net.pt", "--to", "torch", "--dry-run", "--eps", "1e-5")
+    refused(run(*words), "kinds=")
+    status, out, _ = run(*words, "--kind", "n=group:2")
+    assert status == 0
+    assert "group, 2 groups" in out
+    refused(run(*words, "--kind", "n"), "NAME=KIND")
 
 
 def test_only_and_a_checkpoints_eps(run, tmp_path):
@@ -212,5 +236,5 @@ def test_keras_itself_is_not_needed(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert "Keras (computed by normkit)" in done.stdout
+    assert "NOT run in Keras: keras is not installed" in done.stdout
     assert (tmp_path / "o.safetensors").exists()

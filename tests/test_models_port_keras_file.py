@@ -68,10 +68,10 @@ def test_what_keras_says_is_what_is_read():
 def test_code_in_a_file_is_not_run(monkeypatch):
     """The file holds a Lambda, which Keras would have to unmarshal: nothing of Keras is asked."""
     monkeypatch.setattr(
-        sources, "layer_of_config", lambda *_: (_ for _ in ()).throw(ModuleNotFoundError())
+        sources, "layer_of_config", lambda *_: (_ for _ in ()).throw(ModuleNotFoundError("none"))
     )
     got = port(GOLDEN, "torch")
-    assert "Keras (computed by normkit)" in str(got)
+    assert "NOT run in Keras: none" in str(got)
 
 
 def test_layers_of_a_file_are_compared_by_keras_where_it_is_there():
@@ -128,6 +128,15 @@ def test_an_option_of_a_newer_version_is_refused_by_name(tmp_path):
     assert list(port(path, "torch", on_refused="skip").layers) == ["inner/bn", "last"]
 
 
+def test_synchronized_statistics_stay_synchronized_in_pytorch(tmp_path):
+    changed = config()
+    changed["config"]["layers"][1]["config"]["synchronized"] = True
+    path = rewritten(tmp_path / "m.keras", config_json=changed)
+    assert isinstance(port(path, "torch").make("first"), nn.SyncBatchNorm)
+    got = port(path, "keras")
+    assert any("synchronized over devices" in note for note in got.notes())
+
+
 def test_a_class_of_the_users_own_is_not_passed_over(tmp_path):
     changed = config()
     changed["config"]["layers"][1]["class_name"] = "MyBatchNorm"
@@ -180,7 +189,8 @@ def test_a_subclassed_models_file_does_not_list_its_layers(tmp_path):
         ({"config_json": b"[]"}, "no dictionary"),
         ({"config_json": b"[" * 100_000}, "no JSON"),
         ({"model_weights_h5": None}, "no model.weights.h5"),
-        ({"model_weights_h5": b"nothing of the kind"}, "its weights"),
+        ({"model_weights_h5": b"nothing of the kind"}, "a Keras model, whole"),
+        ({"metadata_json": {"keras_version": "3." + "9" * 5000}}, "ValueError"),
         ({"model_weights_json": {}}, "several files"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -188,6 +198,68 @@ def test_a_subclassed_models_file_does_not_list_its_layers(tmp_path):
 def test_damaged_files_say_what_is_wrong(changes, said, tmp_path):
     with pytest.raises(FileError, match=said):
         port(rewritten(tmp_path / "m.keras", **changes), "torch")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda model, _: model["config"].update(layers="norms"),
+        lambda model, _: model["config"].update(layers=[3]),
+        lambda model, _: model["config"].update(layers={"a": 1}),
+        lambda model, _: model["config"]["layers"].insert(0, "norm"),
+        lambda _, norm: norm.update(config=None),
+        lambda _, norm: norm.update(config="x"),
+        lambda _, norm: norm.update(class_name=None, config=None),
+        lambda _, norm: norm.update(build_config=None),
+        lambda _, norm: norm.update(build_config={"input_shape": [None, 6, 6, 5]}),
+        *(lambda _, norm, to=to: norm["config"].update(axis=to) for to in (None, [], [3, 4])),
+        *(lambda _, norm, to=to: norm["config"].update(epsilon=to) for to in (None, "x", [])),
+        lambda _, norm: norm["config"].update(momentum=None),
+    ],
+)  # fmt: skip
+def test_words_that_make_no_model_are_the_files_fault(damage, tmp_path):
+    changed = config()
+    damage(changed, changed["config"]["layers"][1])
+    with pytest.raises(FileError, match="damaged or cut short"):
+        port(rewritten(tmp_path / "m.keras", config_json=changed), "torch")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"config": {"axis": "x"}}, "channels at axis x"),
+        ({"config": {"axis": 7}}, "channels at axis 7"),
+        ({"build_config": {"input_shape": [None] * 199 + [3]}}, "dims 198"),
+    ],
+)
+def test_layers_that_no_framework_has_are_refused_by_name(change, said, tmp_path):
+    changed = config()
+    norm = changed["config"]["layers"][1]
+    for part, values in change.items():
+        norm[part].update(values)
+    with pytest.raises(ModelError, match=said):
+        port(rewritten(tmp_path / "m.keras", config_json=changed), "torch")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((6_000_000_000,), "f4"), ((3,), "i4"), ((3,), "S3"), ((1, 1, 1, 1, 3), "f4"), (None, "f4")],
+)
+def test_weights_of_other_sizes_and_types_are_not_read(shape, dtype, tmp_path):
+    def replace(file):
+        del file["layers/batch_normalization/vars/1"]
+        if shape is None:
+            file["layers/batch_normalization/vars/1"] = h5py.Empty(dtype)
+        else:
+            file.create_dataset(
+                "layers/batch_normalization/vars/1", shape, dtype, chunks=(1,) * len(shape)
+                if np.prod(shape) < 10 else (1000,),
+            )  # fmt: skip
+
+    path = with_weights(tmp_path / "m.keras", replace)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(FileError, match="variable 1 of first of shape"):
+        port(path, "torch")
 
 
 @pytest.mark.parametrize("size", [0, 10, 500, 3000, -1])

@@ -199,6 +199,18 @@ def test_onnx_norms_that_an_exporter_wrote_in_small_operators():
         port(net, "onnx").into(program.model_proto, match="order")
 
 
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_an_exported_group_norm_is_not_taken_for_an_instance_norm():
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.GroupNorm(2, 6), nn.InstanceNorm2d(6)).eval()
+    x = (torch.randn(2, 3, 5, 5),)
+    old = torch.onnx.export(net, x, dynamo=True, verbose=False, opset_version=18).model_proto
+    with pytest.raises(ModelError, match=r"1 norm of 2.*behind a Reshape.*opset 21"):
+        port(old, "torch")
+    new = torch.onnx.export(net, x, dynamo=True, verbose=False, opset_version=21).model_proto
+    assert [w.kind for w in port(new, "torch").layers.values()] == ["group", "instance"]
+
+
 OPEN = "net (float[N, C, H] x) => (float[N, C, H] y) "
 FOUR, TWO = "<float[4] g = {1, 1, 1, 1}> ", "<float[2] g = {1, 1}> "
 BATCH = "{ y = BatchNormalization(x, g, g, g, g) }"
@@ -240,3 +252,45 @@ def test_a_keras_model_that_freezes_says_so():
     frozen = port(source(), "keras").into(model)
     assert frozen.get_layer("a").trainable is False
     assert frozen.get_layer("a").epsilon == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("opset", "options", "outputs", "trains"),
+    [
+        (6, ", is_test = 1", "y", False),
+        (7, "", "y", False),
+        (9, "", "y", False),
+        (9, "", "y, m, v, sm, sv", True),
+        (13, "", "y", False),
+        (14, "", "y", False),
+        (15, ", training_mode = 1", "y, m, v", True),
+        (20, ", training_mode = 0", "y", False),
+    ],
+)
+def test_onnx_batch_norms_of_every_opset(opset, options, outputs, trains):
+    """The reference evaluator takes any momentum before opset 14 for training."""
+    parser = pytest.importorskip("onnx.parser", reason="ONNX is not installed")
+    model = parser.parse_model(
+        f'<ir_version: 7, opset_import: ["" : {opset}]> '
+        "net (float[N, 2, H, W] x) => (float[N, 2, H, W] y) "
+        "<float[2] g = {1.5, 2}, float[2] b = {0.5, -1}, float[2] mean = {3, -4}, "
+        "float[2] var = {0.5, 2}> "
+        f"{{ {outputs} = BatchNormalization <epsilon = 0.01, momentum = 0.75{options}>"
+        "(x, g, b, mean, var) }"
+    )
+    made, lines = ported(model, "torch")
+    assert any("agree to" in line and "in training to" in line for line in lines)
+    assert any("in training mode in the model" in line for line in lines) == trains
+    x = np.random.default_rng(0).normal(size=(5, 2, 3, 3)).astype(np.float32)
+    wide, held = (1, 2, 1, 1), {name: np.array(v) for name, v in (
+        ("g", [1.5, 2]), ("b", [0.5, -1]), ("mean", [3.0, -4]), ("var", [0.5, 2])
+    )}  # fmt: skip
+    g, b, mean, var = (value.reshape(wide) for value in held.values())
+    wanted = (x - mean) / np.sqrt(var + 0.01) * g + b
+    np.testing.assert_allclose(made(torch.from_numpy(x)).detach(), wanted, rtol=1e-5, atol=1e-5)
+    assert made.momentum == 0.25
+
+
+def ported(layer, target):
+    lines = []
+    return port(layer, target, report=lines.append), lines

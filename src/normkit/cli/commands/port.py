@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +61,14 @@ def command(
     eps: Annotated[
         float | None, typer.Option(min=0.0, help="Of a checkpoint, which does not say it.")
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a checkpoint's norm whose name does not say it, by name or pattern: "
+            "'*.norm1=layer', 'stem.gn=group:32'. Several times.",
+            metavar="NAME=KIND",
+        ),
+    ] = None,
     batch_elements: Annotated[
         int | None,
         typer.Option(
@@ -96,6 +103,7 @@ def command(
     debug: options.Debug = False,  # noqa: ARG001
 ) -> None:
     """Port the weights of norms to another framework; both sides are run and compared."""
+    from normkit.models.porting.matching import renamed as check_names
     from normkit.models.porting.ported import check_ported_output
     from normkit.models.porting.porting import port_source
     from normkit.models.porting.sources import open_source
@@ -106,13 +114,15 @@ def command(
         raise typer.BadParameter("--into takes a PyTorch model, so it goes with --to torch")
     renamed = None if names is None else _names(names)
     if out is not None:
-        check_ported_output(out, to.value, options.inputs(source, names), overwrite=overwrite)
-    if source.endswith(".keras"):  # whose layers Keras runs on what is here, unless told otherwise
-        os.environ.setdefault("KERAS_BACKEND", "torch")
+        check_ported_output(
+            out, to.value, options.inputs(source, names), overwrite=overwrite or dry_run
+        )
     ported = port_source(
-        open_source(source, eps), to.value, only=only or None, batch_elements=batch_elements,
-        on_refused=on_refused.value,
+        open_source(source, eps, _kinds(kind or [])), to.value, only=only or None,
+        batch_elements=batch_elements, on_refused=on_refused.value,
     )  # fmt: skip
+    if into is None:
+        check_names(ported.layers, renamed)
     model = None if into is None else _model(ported, into, renamed, match.value)
     if as_json:
         written = None if dry_run or out is None else str(out)
@@ -130,12 +140,36 @@ def command(
 
         save_weights(model, out, overwrite=overwrite)
     note(f"weights: {out}")
+    if model is not None:
+        note(f"only the norms came from {ported.source}; all other weights are those of {into}")
+    if model is not None or out.suffix == ".pt":
+        _say_unwritten(ported)
+
+
+def _say_unwritten(ported: Any) -> None:
+    """What a file of tensors cannot hold."""
+    from normkit.models.porting.conventions import convention
+    from normkit.words import listed
+
+    names: dict[str, list[str]] = {}
+    for name, weights in ported.layers.items():
+        momentum = convention(ported.target).momentum_of(weights.keep)
+        also = "" if momentum is None else f", momentum={momentum:g}"
+        names.setdefault(f"eps={weights.eps:g}{also}", []).append(name)
+    for values, layers in names.items():
+        note(f"the file holds no eps and no momentum: set {values} in {listed(layers, 6)}")
+
+
+def _kinds(pairs: list[str]) -> dict[str, str]:
+    if not all("=" in pair for pair in pairs):
+        raise typer.BadParameter(f"--kind wants NAME=KIND, such as '*.norm1=layer', not {pairs}")
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _model(ported: Any, into: str, names: dict[str, str] | None, match: str) -> Any:
     options.check_code(into)
     model = options.module_of(options.opened_model(into))
-    return ported.into(model, names=names, match=match)
+    return ported.into(model, names=names, match=match, report=note)
 
 
 def _names(path: Path) -> dict[str, str]:

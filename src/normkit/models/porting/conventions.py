@@ -10,7 +10,7 @@ import numpy as np
 from normkit.errors import ModelError, OptionError
 from normkit.models.porting.weights import NormWeights
 
-__all__ = ["CONVENTIONS", "Convention", "adapt", "convention", "differences"]
+__all__ = ["CONVENTIONS", "Convention", "adapt", "complement", "convention", "differences"]
 
 # Which of (gamma, beta) a layer can have.
 _ALL = frozenset({(False, False), (True, False), (False, True), (True, True)})
@@ -61,11 +61,16 @@ class Convention:
         """The framework's own number for a weight of the old statistics."""
         if keep is None or self.momentum == "old":
             return keep
-        return round(1.0 - keep, 15)
+        return complement(keep)
 
-    def keep_of(self, momentum: float | None) -> float | None:
-        """The weight of the old statistics for the framework's own number."""
-        return self.momentum_of(momentum)  # one minus itself, or the same
+    def kept(self, weights: NormWeights) -> float:
+        """The weight of the old statistics for a new layer: the framework's own without one."""
+        return self.old_momentum if weights.keep is None else weights.keep
+
+
+def complement(momentum: float) -> float:
+    """One minus it, without the last digit's noise: 0.9 gives 0.1."""
+    return round(1.0 - momentum, 15)
 
 
 def _eps(value: float, **others: float | None) -> dict[str, float | None]:
@@ -179,14 +184,16 @@ def adapt(
         dims=weights.dims if dims is None else dims,
     )
     if weights.synced and target != "torch":
-        raise lacks(weights, there, "synchronized statistics", "Port an unsynchronized layer.")
+        weights = replace(weights, synced=False).noted(
+            "statistics synchronized over devices in the source; the target's are each device's own"
+        )
     if len(weights.shape) > 1 and not there.several_axes:
         raise lacks(weights, there, f"a norm over axes of sizes {weights.shape}", _FLATTEN)
     if batch_elements is not None:
         weights = weights.corrected(there.variance, batch_elements)
     if weights.kind == "batch":  # from here on the target's rules move the statistics
         weights = replace(weights, variance=there.variance, seen=None, lagging=False)
-    return _filled(replace(weights, framework=target).rounded(weights.dtype), there)
+    return _filled(replace(weights, framework=target, narrow=False).rounded(weights.dtype), there)
 
 
 _FLATTEN = "Flatten these axes before the norm, and port the flat layer."

@@ -33,5 +33,6 @@ class PortedLayer:
             "momentum": [here.momentum_of(self.before.keep), there.momentum_of(self.after.keep)],
             "inference": self.parity.inference,
             "training": self.parity.training,
+            "not_run": dict(self.parity.not_run),
             "notes": list(self.notes),
         }

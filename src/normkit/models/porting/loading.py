@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,8 +21,9 @@ from normkit.models.porting.layer import PortedLayer
 from normkit.models.porting.matching import matched
 from normkit.models.porting.parity import compare
 from normkit.models.porting.weights import NormWeights
+from normkit.words import counted, first_line, listed
 
-__all__ = ["check_same", "load"]
+__all__ = ["check_same", "load", "silence"]
 
 
 def load(
@@ -30,6 +32,7 @@ def load(
     model: Any,
     names: Mapping[str, str] | None,
     match: str,
+    say: Callable[[str], Any],
 ) -> Any:
     """See :meth:`normkit.models.Ported.into`."""
     there = owner(model)
@@ -40,9 +43,9 @@ def load(
             expected=convention(target).title,
             remedy="port() to the model's framework.",
         )
-    if there.name == "linen":
-        return _into_variables(there, model, [one.after for one in ported], names, match)
-    theirs = _readable(there, model)
+    if there.name == "linen" and not there.is_layer(model):
+        return _into_variables(there, model, [one.after for one in ported], names, match, say)
+    theirs, unread = _readable(there, model)
     pairs = matched({one.after.name: one.after for one in ported}, theirs, names, match)
     new = {pairs[w.name]: _fitted(w, theirs[pairs[w.name]]) for w in (o.after for o in ported)}
     try:
@@ -53,7 +56,17 @@ def load(
     except BaseException:
         there.assign(model, {name: theirs[name] for name in new})
         raise
+    _say_unfilled(say, [name for name in (*theirs, *unread) if name not in new])
     return changed
+
+
+def silence(_: str) -> None:
+    """Takes a line and leaves it at that."""
+
+
+def _say_unfilled(say: Callable[[str], Any], names: Sequence[str]) -> None:
+    if names:
+        say(f"into: not filled: {counted(len(names), 'norm')} of the model ({listed(names, 6)})")
 
 
 def _into_variables(
@@ -62,6 +75,7 @@ def _into_variables(
     layers: Sequence[NormWeights],
     names: Mapping[str, str] | None,
     match: str,
+    say: Callable[[str], Any],
 ) -> Any:
     """Linen's variables say what has which shape, and no more: nothing can be run."""
     arrays = {name: torch.from_numpy(v.copy()) for name, v in flat_variables(variables).items()}
@@ -71,9 +85,39 @@ def _into_variables(
     )
     theirs = {site.name: weights_of_site(site, "linen") for site in sites}
     pairs = matched({w.name: _unnamed(w) for w in layers}, theirs, names, match)
-    return there.assign(
+    for weights in layers:
+        _check_named_kind(weights, pairs[weights.name])
+    changed = there.assign(
         variables, {pairs[w.name]: _fitted(w, theirs[pairs[w.name]]) for w in layers}
     )
+    say("into: variables do not say what their modules compute: nothing was run there")
+    for weights in layers:
+        say(f"into: set in the module of {pairs[weights.name]}: {_to_be_set(weights)}")
+    _say_unfilled(say, [name for name in theirs if name not in pairs.values()])
+    return changed
+
+
+def _check_named_kind(weights: NormWeights, place: str) -> None:
+    """Linen names a layer after its class unless its model does otherwise."""
+    found = re.search(r"(?:^|/)(Batch|Layer|RMS|Group|Instance)Norm_\d+$", place)
+    if found is not None and found[1].lower() != weights.kind:
+        raise ModelError(
+            "Two layers that belong together are not alike",
+            received=f"a {weights.kind} norm ({weights.name}) for {place}",
+            expected=f"a {found[1].lower()} norm",
+            remedy="names= says which layer is which.",
+        )
+
+
+def _to_be_set(weights: NormWeights) -> str:
+    """What a module of Linen has to be told, as its variables cannot."""
+    options = [f"epsilon={weights.eps:g}"]
+    if weights.kind == "group":
+        options.append(f"num_groups={weights.groups}")
+    if weights.kind == "batch" and weights.keep is not None:
+        options.append(f"momentum={weights.keep:g}")
+    layer = convention("linen").layers[weights.kind]
+    return f"{layer}({', '.join(options)})"
 
 
 def _unnamed(weights: NormWeights) -> NormWeights:
@@ -81,16 +125,29 @@ def _unnamed(weights: NormWeights) -> NormWeights:
     return replace(weights, kind="layer" if weights.var is None else "batch", groups=None)
 
 
-def _readable(there: Framework, model: Any) -> dict[str, NormWeights]:
-    """The model's norms that weights can go into; the others are not asked for."""
-    found = {}
+def _readable(there: Framework, model: Any) -> tuple[dict[str, NormWeights], dict[str, str]]:
+    """The model's norms that weights can go into, and the others with the reason.
+
+    Raises:
+        ModelError: it has none that weights can go into.
+    """
+    found, unread = {}, {}
     for name, layer in there.layers(model):
         try:
             found[name] = there.read(layer, name)
         except ValueError as error:
             if not is_explained(error):
                 raise
-    return found
+            unread[name] = first_line(error)
+    if not found:
+        reasons = [f"{name}: {why}" for name, why in unread.items()]
+        raise ModelError(
+            "The model has no norm that weights can go into",
+            received=reasons[0] if reasons else f"{type(model).__name__} without a norm",
+            expected="norms that are known, and built",
+            remedy="Build the model first: run it on an example, or model.build(input_shape).",
+        )
+    return found, unread
 
 
 def _fitted(weights: NormWeights, place: NormWeights) -> NormWeights:
@@ -129,10 +186,9 @@ def check_same(held: NormWeights, wanted: NormWeights) -> None:
     Raises:
         ParityError: it does not; the message names what differs.
     """
-    narrow = any("widened" in note for note in held.notes)
     for name, value in wanted.arrays().items():
         own = getattr(held, name)
-        if own is None or not np.allclose(own, value, rtol=2.0**-8 if narrow else 0, atol=0):
+        if own is None or not np.allclose(own, value, rtol=2.0**-8 if held.narrow else 0, atol=0):
             raise _unlike(wanted, name, own, value)
     for name in ("eps", "keep"):
         own, value = getattr(held, name), getattr(wanted, name)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from normkit.errors import ModelError, OptionError
 from normkit.models.porting.weights import NormWeights
 from normkit.words import counted, listed
 
-__all__ = ["matched"]
+__all__ = ["matched", "renamed"]
 
 _Layers = Mapping[str, NormWeights]
 
@@ -69,7 +69,22 @@ def _pairs(
     return found
 
 
-def _by_mapping(ours: _Layers, theirs: _Layers, names: Mapping[str, str]) -> dict[str, str]:
+def renamed(ours: Iterable[str], names: Mapping[str, str] | None) -> dict[str, str]:
+    """New names of layers, for a file.
+
+    Raises:
+        OptionError: a name that is not there, or one for two layers.
+
+    >>> renamed(["a", "b"], {"a": "stem"})
+    {'a': 'stem', 'b': 'b'}
+    """
+    held, names = list(ours), names or {}
+    return _by_mapping(held, [*held, *names.values()], names)
+
+
+def _by_mapping(
+    ours: Collection[str], theirs: Collection[str], names: Mapping[str, str]
+) -> dict[str, str]:
     strange = [name for name in names if name not in ours]
     pairs = {name: names.get(name, name) for name in ours}
     lost = [other for other in pairs.values() if other not in theirs]
@@ -86,7 +101,7 @@ def _by_mapping(ours: _Layers, theirs: _Layers, names: Mapping[str, str]) -> dic
         raise OptionError(
             "Two layers go into one",
             received=listed(twice),
-            expected="a layer of the model for each of the source",
+            expected="a name, or a layer of the model, for each of the source",
             remedy="Give each a name of its own in names=.",
         )
     return pairs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,14 @@ from normkit.errors import ParityError
 from normkit.models.porting.weights import NormWeights
 from normkit.words import first_line
 
-__all__ = ["Outcome", "Parity", "Side", "compare", "reference", "sample"]
+__all__ = ["Outcome", "Parity", "Side", "compare", "overall", "reference", "sample"]
 
 Array = Any
 _SAMPLES, _POSITIONS = 7, (5, 4, 3)
+_ENOUGH = 64  # elements of a set, where its axes allow
 _FAR = {True: 40.0, False: 4.0}  # means in deviations: float32 would lose its digits further out
+_NEAR = 30.0  # deviations: to here a running mean is brought for a layer that runs in float32
+_MOST = 1e-3  # what is further apart than this is never called rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Outcome:
     var: Array | None = None
 
 
-Run = Callable[[Array, bool], Outcome]
+Run = Callable[[NormWeights, Array, bool], Outcome]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +43,11 @@ class Side:
     Args:
         title: what computes it.
         weights: what it holds.
-        run: the layer; None where its framework is missing, and normkit computes it.
+        run: the layer, with the running mean of the weights that it is called with; None where
+            it cannot be run.
         wide: it runs in float64; else in float32.
         rounding: relative, of its options.
+        why_not: it is not run.
     """
 
     title: str
@@ -49,6 +55,7 @@ class Side:
     run: Run | None
     wide: bool = True
     rounding: float = 0.0
+    why_not: str = ""
 
     def tolerance(self, training: bool) -> float:
         """Relative to the largest value of a channel.
@@ -58,43 +65,87 @@ class Side:
         taken of the input, which :func:`sample` keeps within bounds, their square.
         """
         batch = self.weights.kind == "batch"
-        lost = 1.0 + (_far_out(self.weights) if batch and not training else _FAR[self.wide] ** 2)
+        far = _far_out(self.weights) if batch and not training else _FAR[self.wide] ** 2
         if not self.wide:
-            return 32 * 2.0**-24 * lost
+            return 32 * 2.0**-24 * (1.0 + min(far, _NEAR))
         share = 1.0 - (self.weights.keep or 0.0) if training else 1.0  # of a batch: itself rounded
-        return max(1e-9, 32 * 2.0**-53 * lost, self.rounding / max(share, self.rounding))
+        rounding = max(self.rounding, 1e-15)  # 1 - momentum has no more digits than that
+        own = rounding / share if share else rounding
+        return min(_MOST, max(1e-9, 32 * 2.0**-53 * (1.0 + far), own))
+
+    def probed(self, x: Array, training: bool) -> tuple[NormWeights, Array]:
+        """Weights and input to run it with: y is that of its own weights and x.
+
+        A layer in float32 would lose all digits at a running mean far out, and agree with
+        anything: its mean is brought near, and its input by as much.
+        """
+        weights = self.weights
+        if self.wide or training or weights.kind != "batch":
+            return weights, x
+        mean, far = np.asarray(weights.mean, np.float64), _NEAR * _std(weights)
+        near = np.clip(mean, -far, far)
+        return replace(weights, mean=near), x - _column(mean - near, x, 1)
+
+
+def _std(weights: NormWeights) -> Array:
+    std = np.sqrt(np.asarray(weights.var, np.float64) + weights.eps)
+    return np.maximum(std, np.finfo(np.float64).tiny)
 
 
 def _far_out(weights: NormWeights) -> float:
     """The largest running mean in deviations."""
-    std = np.sqrt(np.asarray(weights.var, np.float64) + weights.eps)
-    return float(
-        np.max(np.abs(np.asarray(weights.mean)) / np.maximum(std, np.finfo(np.float64).tiny))
-    )
+    return float(np.max(np.abs(np.asarray(weights.mean)) / _std(weights)))
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far a port's two sides are apart, relative to the largest value of a channel.
 
+    A side that could not be run is not compared: the other is held against what the weights mean.
+
     Args:
-        inference: of the outputs.
+        inference: of the outputs; None where nothing was compared.
         training: of outputs and updated statistics of a batch norm in training; None for the rest.
-        sides: what computed each.
+        sides: the titles of both.
+        not_run: titles of sides that could not be run, with the reason.
     """
 
-    inference: float
+    inference: float | None
     training: float | None
     sides: tuple[str, str]
+    not_run: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """For people.
 
-        >>> print(Parity(1e-16, None, ("Keras", "PyTorch")))
-        Keras and PyTorch agree to 1e-16
+        >>> print(Parity(1e-16, None, ("Keras 3.15", "PyTorch 2.13")))
+        Keras 3.15 and PyTorch 2.13 agree to 1e-16
+        >>> print(Parity(1e-16, None, ("Keras", "PyTorch"), {"Keras": "it is not installed"}))
+        PyTorch agrees with the formula to 1e-16; NOT run in Keras: it is not installed
+        >>> print(Parity(None, None, ("a file", "Keras"), {"a file": "weights only"}))
+        nothing was compared; NOT run in a file: weights only
         """
-        words = f"{self.sides[0]} and {self.sides[1]} agree to {self.inference:.0e}"
-        return words if self.training is None else f"{words}, in training to {self.training:.0e}"
+        ran = [side for side in self.sides if side not in self.not_run]
+        if self.inference is None:
+            words = "nothing was compared"
+        elif self.not_run:
+            words = f"{ran[0]} agrees with the formula to {self.inference:.0e}"
+        else:
+            words = f"{self.sides[0]} and {self.sides[1]} agree to {self.inference:.0e}"
+        if self.training is not None:
+            words += f", in training to {self.training:.0e}"
+        return "; ".join([words, *(f"NOT run in {s}: {why}" for s, why in self.not_run.items())])
+
+
+def overall(found: Sequence[Parity]) -> Parity:
+    """Of several layers: the largest gaps, and every side that was not run."""
+    gaps = [p.inference for p in found if p.inference is not None]
+    trained = [p.training for p in found if p.training is not None]
+    not_run = {side: why for p in found for side, why in p.not_run.items()}
+    sides = max(found, key=lambda p: len(p.not_run)).sides
+    if len(gaps) < len(found):  # not one layer is called compared that was not
+        return Parity(None, None, sides, not_run)
+    return Parity(max(gaps), max(trained, default=None), sides, not_run)
 
 
 def sample(weights: NormWeights, dims: int, *, training: bool = False, wide: bool = True) -> Array:
@@ -108,16 +159,46 @@ def sample(weights: NormWeights, dims: int, *, training: bool = False, wide: boo
     rng = np.random.default_rng(0)
     if weights.kind in ("layer", "rms"):
         noise = rng.normal(size=(_SAMPLES, *weights.shape))
+        if weights.kind == "layer":
+            noise = _standard(noise, _SAMPLES)
         scale = _column([3.7, 1e-2, 1.0, 30.0, 1e-3, 0.3, 3.7], noise, 0)  # eps shows in small ones
-        return _narrow(scale * (noise + _FAR[wide] * _column([1.0, -1.0], noise, 0)))
-    samples = 64 if not dims else _SAMPLES
-    noise = rng.normal(size=(samples, weights.size, *_POSITIONS[:dims]))
+        lone = weights.kind == "layer" and weights.size == 1
+        far = 0.0 if lone else _FAR[wide]
+        return _narrow(scale * (noise + far * _column([1.0, -1.0], noise, 0)))
+    samples = _ENOUGH if not dims else _SAMPLES
+    noise = rng.normal(size=(samples, weights.size, *_positions(weights, dims)))
     if weights.kind == "batch":
         std = _column(np.sqrt(np.asarray(weights.var, np.float64) + weights.eps), noise, 1)
         mean = _column(np.asarray(weights.mean, np.float64), noise, 1)
         return _narrow(std * (noise + _FAR[wide]) if training else mean + 3.7 * std * (noise + 4.0))
+    sets = samples * _groups(weights)
+    far = 0.0 if noise.size == sets else _FAR[wide]
     scale = _column([3.7, 1e-2, 30.0], noise, 1 if weights.kind == "instance" else 0)
-    return _narrow(scale * (noise + _FAR[wide]))
+    return _narrow(scale * (_standard(noise, sets) + far))
+
+
+def _groups(weights: NormWeights) -> int:
+    """Sets in a sample of a group or instance norm."""
+    return weights.groups or weights.size
+
+
+def _positions(weights: NormWeights, dims: int) -> tuple[int, ...]:
+    """Sizes that give a set of a group or instance norm enough elements."""
+    usual = _POSITIONS[:dims]
+    if not dims or weights.kind == "batch":
+        return usual
+    others = math.prod(usual[1:]) * (weights.size // _groups(weights))
+    return (max(usual[0], -(-_ENOUGH // others)), *usual[1:])
+
+
+def _standard(noise: Array, sets: int) -> Array:
+    """Mean 0 and deviation 1 in each set: a few drawn numbers may lie close together, far out.
+
+    A set of one element is 0: any digits of its own would be lost by all but exact subtraction.
+    """
+    rows = noise.reshape(sets, -1)
+    rows = rows - rows.mean(1, keepdims=True)
+    return (rows / np.maximum(rows.std(1, keepdims=True), 1e-300)).reshape(noise.shape)
 
 
 def _column(values: Array, like: Array, axis: int) -> Array:
@@ -196,13 +277,17 @@ def compare(here: Side, there: Side, dims: int) -> Parity:
     """
     both = (here.weights, there.weights)
     trained = here.weights.kind == "batch" and None not in [w.keep for w in both]
+    titles = (here.title, there.title)
+    not_run = {side.title: side.why_not for side in (here, there) if side.run is None}
+    if here.run is None and there.run is None:
+        return Parity(None, None, titles, not_run)
     inference = _largest_gap(here, there, dims, False)
     training = _largest_gap(here, there, dims, True) if trained else None
-    return Parity(inference, training, (_called(here), _called(there)))
+    return Parity(inference, training, titles, not_run)
 
 
 def _called(side: Side) -> str:
-    return side.title if side.run is not None else f"{side.title} (computed by normkit)"
+    return side.title if side.run is not None else f"the formula for {side.title}"
 
 
 def _largest_gap(here: Side, there: Side, dims: int, training: bool) -> float:
@@ -210,7 +295,7 @@ def _largest_gap(here: Side, there: Side, dims: int, training: bool) -> float:
     worst, outputs = 0.0, []
     for side in (here, there):
         wanted = reference(side.weights, x, training)
-        got = _run(side, x, training) if side.run is not None else wanted
+        got = wanted if side.run is None else _run(side, x, training)
         worst = max(worst, _checked(side, got, wanted, training))
         outputs.append(got.y)
     if _mean_the_same(here.weights, there.weights, training):
@@ -224,7 +309,7 @@ def _largest_gap(here: Side, there: Side, dims: int, training: bool) -> float:
 def _run(side: Side, x: Array, training: bool) -> Outcome:
     assert side.run is not None
     try:
-        return side.run(x, training)
+        return side.run(*side.probed(x, training), training)
     except Exception as error:  # whatever a layer of somebody's own does with an input
         raise ParityError(
             f"A layer cannot be run{side.weights.place}",

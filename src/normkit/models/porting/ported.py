@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from normkit.errors import FileError, ModelError
 from normkit.models.porting.conventions import convention
 from normkit.models.porting.frameworks import framework
 from normkit.models.porting.layer import PortedLayer
-from normkit.models.porting.loading import load
-from normkit.models.porting.parity import Parity
+from normkit.models.porting.loading import load, silence
+from normkit.models.porting.matching import renamed
+from normkit.models.porting.parity import overall
 from normkit.models.porting.stored import ENDINGS, write_stored
 from normkit.models.porting.weights import NormWeights
 from normkit.plain import plain
@@ -74,21 +75,31 @@ class Ported:
         return framework(self.target).write(weights)
 
     def into(
-        self, model: Any, *, names: Mapping[str, str] | None = None, match: str = "names"
+        self,
+        model: Any,
+        *,
+        names: Mapping[str, str] | None = None,
+        match: str = "names",
+        report: Callable[[str], Any] | None = print,
     ) -> Any:
         """Load the layers into a model of the target framework.
 
         Weights, running statistics, eps and momentum are set; then each of the model's own layers
-        is run beside the source. If one computes something else, the model is as it was.
+        is run beside the source. If one computes something else, the model is as it was. Linen's
+        variables are the exception: they hold neither eps nor momentum, so nothing is run, and the
+        report says what to set in the modules.
 
         Args:
             model: changed in place where its framework can (PyTorch, Keras, NNX); of Equinox
-                ``(model, state)``, of Linen the variables, of ONNX the ModelProto, which stay.
+                ``(model, state)``, of ONNX the ModelProto, which stay. Of Linen the variables, or
+                ``(norm, variables)``, whose kind, eps and momentum have to be the source's.
             names: the model's name for each of :attr:`layers` that is called differently there.
             match: ``"names"``: by names, or by kinds and shapes where there is one of each.
                 ``"order"``: the first into the first, and so on. Look before you say so: two
                 ResNets may list a block's shortcut before or after its third norm, and shapes do
                 not tell.
+            report: takes the lines that say which norms of the model were not filled, and what has
+                to be set by hand; None for silence.
 
         Returns:
             The model, or the new one.
@@ -98,7 +109,7 @@ class Ported:
                 which is which.
             ParityError: a layer of the model computes something else.
         """
-        return load(self.ported, self.target, model, names, match)
+        return load(self.ported, self.target, model, names, match, report or silence)
 
     def save(
         self,
@@ -114,13 +125,13 @@ class Ported:
 
         Raises:
             FileError: the file exists, or is no place or format to write to.
+            OptionError: names that are not there, or one for two layers.
         """
         path = Path(path)
         inputs = () if self.path is None else (self.path,)
         check_ported_output(path, self.target, inputs, overwrite=overwrite)
-        named = names or {}
-        layers = [replace(w, name=named.get(name, name)) for name, w in self.layers.items()]
-        write_stored(path, layers)
+        named = renamed(self.layers, names)
+        write_stored(path, [replace(w, name=named[name]) for name, w in self.layers.items()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the weights, as JSON can say it."""
@@ -153,10 +164,8 @@ class Ported:
         if self.note:
             found.append(f"{self.source}: {self.note}")
         if self.ported:
-            worst = max(one.parity.inference for one in self.ported)
-            trained = [p.parity.training for p in self.ported if p.parity.training is not None]
-            parity = Parity(worst, max(trained, default=None), self.ported[0].parity.sides)
             title = convention(self.target).title
+            parity = overall([one.parity for one in self.ported])
             found.append(f"{counted(len(self.ported), 'norm')} ported to {title}; {parity}")
         return found
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +11,13 @@ from normkit.models.porting.conventions import adapt, differences
 from normkit.models.porting.frameworks import framework
 from normkit.models.porting.frameworks.base import Framework
 from normkit.models.porting.layer import PortedLayer
-from normkit.models.porting.loading import check_same
+from normkit.models.porting.loading import check_same, silence
 from normkit.models.porting.parity import compare
 from normkit.models.porting.ported import Ported
 from normkit.models.porting.sources import Found, Source, open_source
 from normkit.models.porting.weights import NormWeights
 from normkit.models.selecting import chosen
-from normkit.words import counted, listed
+from normkit.words import counted, first_line, listed
 
 __all__ = ["port", "port_source"]
 
@@ -30,7 +29,8 @@ def port(
     only: str | Iterable[str] | None = None,
     channels: str | None = None,
     dims: int | None = None,
-    eps: float | None = None,
+    eps: float | Mapping[str, float] | None = None,
+    kinds: Mapping[str, str] | None = None,
     batch_elements: int | None = None,
     on_refused: str = "raise",
     report: Callable[[str], Any] | None = print,
@@ -50,7 +50,10 @@ def port(
         channels: ``"first"`` or ``"last"``, where the target's layer leaves the choice.
         dims: axes of the input beside samples and channels, where a layer does not say: 2 for
             images.
-        eps: of weights that do not say it, such as a state_dict.
+        eps: of weights that do not say it, such as a state_dict; or for each name, pattern or
+            kind its own: ``{"batch": 1e-5, "layer": 1e-6}``.
+        kinds: of norms in such weights, by name or pattern, where names do not say it: ``"layer"``,
+            ``"rms"``, ``"instance"``, ``"group:32"``.
         batch_elements: elements of a channel in a batch of training, to correct a running variance
             that is biased here and unbiased there, or the other way. Without, it is taken over as
             it is, so that inference computes the same.
@@ -74,7 +77,7 @@ def port(
     1      batch  8      1e-05  0.1 → 0.1
     1 norm ported to PyTorch; PyTorch ... and PyTorch ... agree to ...
     """
-    opened = open_source(source, eps)
+    opened = open_source(source, eps, kinds)
     ported = port_source(
         opened, target, only=only, channels=channels, dims=dims,
         batch_elements=batch_elements, on_refused=on_refused,
@@ -83,7 +86,7 @@ def port(
         return ported
     (one,) = ported.ported
     made = _make(framework(target), one.after, dims)
-    say = report or _silence
+    say = report or silence
     say(f"port: {opened.title} to {framework(target).convention.title}; {one.parity}")
     for note in one.notes:
         say(f"port: {note}")
@@ -104,6 +107,7 @@ def port_source(
     there = framework(target)
     _check_choice("on_refused", on_refused, ("raise", "skip"))
     _check_choice("channels", channels, ("first", "last", None))
+    _check_dims(dims)
     norms = {found.name: found for found in source.norms}
     wanted = [norms[name] for name in chosen(norms, only, "only")]
     if not wanted:
@@ -135,16 +139,19 @@ def port_source(
 def _compared(found: Found, there: Framework, after: NormWeights) -> PortedLayer:
     before, here = found.weights, found.framework
     assert before is not None
-    dims, made = _dims(before, after), None
-    with contextlib.suppress(ModuleNotFoundError):  # normkit computes what the target would
+    dims, made, missing = _dims(before, after), None, ""
+    try:
         after = there.holds(after)
         made = there.write(replace(after, dims=dims) if there.unknown_rank(after) else after)
-    sides = here.side(found.layer, before), there.side(made, after)
+    except ModuleNotFoundError as error:  # weights are weights where their framework is missing
+        missing = first_line(error)
+    sides = here.side(found.layer, before, found.not_run), there.side(made, after, missing)
     if made is not None:
         _check_reread(there, made, after)
     parity = compare(*sides, dims)
     added = after.notes[len(before.notes) :]
-    notes = (*before.notes, *added, *differences(before, after, there.name))
+    not_run = [f"NOT run in {title}: {why}" for title, why in parity.not_run.items()]
+    notes = (*not_run, *before.notes, *added, *differences(before, after, there.name))
     return PortedLayer(before, after, parity, notes)
 
 
@@ -195,6 +202,16 @@ def _check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
         )
 
 
+def _check_dims(dims: Any) -> None:
+    if dims is not None and (type(dims) is not int or not 0 <= dims <= 3):
+        raise OptionError(
+            "No such number of axes",
+            received=f"dims={dims!r}",
+            expected="0 for (samples, channels), 1 for sequences, 2 for images, 3 for volumes",
+            remedy="Leave dims= away where the layer says it.",
+        )
+
+
 def _refused(refused: dict[str, str], total: int) -> ModelError:
     first = next(iter(refused))
     return ModelError(
@@ -203,7 +220,3 @@ def _refused(refused: dict[str, str], total: int) -> ModelError:
         expected="norms with a counterpart",
         remedy=f'{first}: {refused[first]} on_refused="skip" ports the others.',
     )
-
-
-def _silence(_: str) -> None:
-    """Takes a line and leaves it at that."""

@@ -43,6 +43,7 @@ class NormWeights:
         lagging: it normalizes by its running statistics in training too.
         name: the layer's path in its model.
         framework: where it comes from.
+        narrow: the layer holds its weights in less than float32.
         notes: what else reading it has shown.
 
     Raises:
@@ -70,6 +71,7 @@ class NormWeights:
     lagging: bool = False
     name: str = ""
     framework: str = ""
+    narrow: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,6 +80,10 @@ class NormWeights:
         self._check(sized, f"shape {self.shape}", "known sizes of at least 1")
         fits = math.isfinite(self.eps) and self.eps >= 0
         self._check(fits, f"eps {self.eps!r}", "a finite number, at least 0")
+        placed = self.channels in (None, "first", "last")
+        self._check(placed, f"channels {self.channels!r}", "first, last, or None")
+        counted = self.dims is None or (type(self.dims) is int and 0 <= self.dims <= 3)
+        self._check(counted, f"dims {self.dims!r}", "0 to 3 axes of positions, or None")
         for name in STATISTICS:
             self._check_values(name, getattr(self, name))
         if self.kind == "batch":
@@ -92,6 +98,7 @@ class NormWeights:
         own = np.array(value)  # a copy: the layer may change
         if own.dtype not in (np.float32, np.float64):
             self._note(f"{name} of {own.dtype} widened to float32")
+            object.__setattr__(self, "narrow", True)
             own = own.astype(np.float32)
         own.flags.writeable = False
         object.__setattr__(self, name, own)
@@ -103,6 +110,8 @@ class NormWeights:
         self._check(has, "no running statistics", "a running mean and variance")
         negative = self.var is not None and bool(np.any(self.var < 0))
         self._check(not negative, "a negative variance", "at least 0")
+        divides = self.eps > 0 or self.var is None or bool(np.all(self.var > 0))
+        self._check(divides, "a variance of 0 with eps 0", "something to divide by")
         keeps = self.keep is None or 0.0 <= self.keep <= 1.0
         self._check(keeps, f"weight {self.keep} of the old statistics", "0 to 1, or None")
         known = self.variance in ("biased", "unbiased")

@@ -67,15 +67,17 @@ class Framework(ABC):
         """Run a copy of the layer, in float64 where the framework can.
 
         Args:
-            weights: what it holds, for where its channels lie.
+            weights: what it holds, for where its channels lie. Where the framework is not
+                ``wide`` the copy takes over this running mean: see :meth:`Side.probed`.
             x: (samples, channels, positions…), or (samples, …, shape) for a layer or RMS norm.
         """
 
-    def side(self, layer: Any, weights: NormWeights) -> Side:
-        """A layer as one of two that are compared; None for one whose framework is missing."""
-        run = None if layer is None else partial(self.run, layer, weights)
-        title = self.convention.title if layer is None else self.version()
-        return Side(title, weights, run, self.wide or layer is None, self.convention.rounding)
+    def side(self, layer: Any, weights: NormWeights, why_not: str = "") -> Side:
+        """A layer as one of two that are compared; None for one that cannot be run, and why."""
+        title, rounding = self.convention.title, self.convention.rounding
+        if layer is None:
+            return Side(title, weights, None, True, rounding, why_not)
+        return Side(self.version(), weights, partial(self.run, layer), self.wide, rounding)
 
     @abstractmethod
     def assign(self, model: Any, weights: Mapping[str, NormWeights]) -> Any:

@@ -71,7 +71,7 @@ class Equinox(Framework):
         nn, dtype = needed("equinox").nn, weights.dtype
         affine = weights.gamma is not None
         if weights.kind == "batch":
-            keep = 0.99 if weights.keep is None else weights.keep
+            keep = self.convention.kept(weights)
             layer, state = nn.make_with_state(nn.BatchNorm)(
                 weights.size, _AXIS, weights.eps, affine, keep, True, dtype, mode="batch"
             )
@@ -93,9 +93,10 @@ class Equinox(Framework):
             given = jax.numpy.asarray(x)
             if weights.kind != "batch":
                 return Outcome(np.array(jax.vmap(module)(given)))
+            module = _with(module, axis_name=_AXIS)  # of several names, all but one are devices'
             y, after = jax.vmap(
                 lambda one: module(one, state, inference=not training),
-                axis_name=module.axis_name, out_axes=(0, None),
+                axis_name=_AXIS, out_axes=(0, None),
             )(given)  # fmt: skip
             if not training:
                 return Outcome(np.array(y))
@@ -123,6 +124,13 @@ class Equinox(Framework):
                 weights.name,
                 "statistics that never move (weight 1 of the old)",
                 "Equinox divides by one minus it: choose a weight below 1.",
+            )
+        if weights.kind == "batch" and _settling(self.convention.kept(weights)) >= 2**31:
+            refuse(
+                "equinox",
+                weights.name,
+                f"statistics that hardly move (weight {weights.keep} of the old)",
+                "Equinox counts batches in 32 bits, too few to debias: choose a smaller weight.",
             )
         return held_by_jax(weights)
 
@@ -169,7 +177,9 @@ def _read_batch(module: Any, state: Any, common: dict[str, Any]) -> NormWeights:
             remedy="make_with_state gives both: port((module, state), …).",
         )
     mean, var, seen = _statistics(module, state)
-    notes = ("its state has seen no batch",) if seen == 0 else ()
+    notes = ["its state has seen no batch"] if seen == 0 else []
+    if not isinstance(module.axis_name, str):
+        notes.append(f"axis_name={module.axis_name!r} stays in Equinox: it concerns training")
     return NormWeights(
         "batch",
         (module.input_size,),
@@ -180,7 +190,7 @@ def _read_batch(module: Any, state: Any, common: dict[str, Any]) -> NormWeights:
         channels="first",
         seen=seen if module.mode == "batch" and not _settled(module, seen) else None,
         lagging=module.mode == "ema",
-        notes=notes,
+        notes=tuple(notes),
         **common,
     )
 

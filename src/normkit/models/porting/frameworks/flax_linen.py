@@ -10,6 +10,7 @@ import numpy as np
 
 from normkit.errors import ModelError
 from normkit.extras import needed
+from normkit.models.porting.conventions import CONVENTIONS
 from normkit.models.porting.frameworks.base import (
     Framework,
     channels_first,
@@ -55,9 +56,8 @@ class Linen(Framework):
         return pair and linen is not None and isinstance(source[0], linen.Module)
 
     def layers(self, model: Any) -> list[tuple[str, Any]]:
-        """None: variables do not say what their layers compute; :mod:`stored` guesses by names."""
-        del model
-        return []
+        """A norm with its variables; variables alone do not say what their layers compute."""
+        return [("", model)] if self.is_layer(model) else []
 
     def read(self, layer: Any, name: str = "") -> NormWeights:
         module, variables = layer
@@ -119,6 +119,9 @@ class Linen(Framework):
             return Outcome(y, *(np.array(moved["batch_stats"][n]) for n in ("mean", "var")))
 
     def assign(self, model: Any, weights: Mapping[str, NormWeights]) -> Any:
+        if self.is_layer(model):
+            module, variables = model
+            return module, self.assign(variables, weights)
         changed = _copied(model)
         for name, one in weights.items():
             for what, value in one.arrays().items():
@@ -180,7 +183,7 @@ def _module(weights: NormWeights) -> Any:
     if weights.kind == "instance":
         return linen.InstanceNorm(**options)
     axis = 1 if weights.channels == "first" else -1
-    momentum = 0.99 if weights.keep is None else weights.keep
+    momentum = CONVENTIONS["linen"].kept(weights)
     return linen.BatchNorm(True, axis=axis, momentum=momentum, **options)
 
 

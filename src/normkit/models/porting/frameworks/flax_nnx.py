@@ -92,6 +92,7 @@ class Flax(Framework):
             graph, state = nnx.split(layer)
             own = nnx.merge(graph, jax.tree.map(widened, state))
             own.dtype = None  # that of what it is given
+            own.axis_name = None  # the devices of a pmap, which there is none of here
             options = {"use_running_average": not training} if weights.kind == "batch" else {}
             behind = moved_behind(weights)
             y = own(jax.numpy.asarray(channels_last(x) if behind else x), **options)
@@ -207,7 +208,7 @@ def _make(weights: NormWeights) -> Any:
     options["use_bias"] = weights.beta is not None
     if weights.kind == "batch":
         axis = 1 if weights.channels == "first" else -1
-        momentum = 0.99 if weights.keep is None else weights.keep
+        momentum = CONVENTIONS["flax"].kept(weights)
         return nnx.BatchNorm(weights.size, axis=axis, momentum=momentum, **options)
     if weights.kind == "group":
         return nnx.GroupNorm(weights.size, weights.groups, **options)

@@ -160,7 +160,14 @@ def _check_last(axes: tuple[int, ...], rank: int | None, name: str) -> None:
             expected="the rank of its input",
             remedy="Build the layer first: layer.build(input_shape).",
         )
-    behind = sorted(axis if axis < 0 else axis - (rank or 0) for axis in axes)
+    behind = [axis if axis < 0 else axis - (rank or 0) for axis in axes]
+    if behind != sorted(behind):
+        refuse(
+            "keras",
+            name,
+            f"axis={axes}, which Keras does not keep in the order of the weights",
+            "Count all axes from the front, or all from behind, in their order.",
+        )
     if behind != list(range(-len(axes), 0)):
         refuse(
             "keras",

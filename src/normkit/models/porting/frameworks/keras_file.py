@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,20 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from normkit.errors import FileError
+from normkit.errors import FileError, is_explained
 from normkit.extras import needed
 from normkit.models.opening.detect import damaged
 from normkit.models.porting.frameworks.keras_config import is_norm
 from normkit.words import first_line
 
-__all__ = ["SavedLayer", "read_keras_file"]
+__all__ = ["SavedLayer", "read_keras_file", "readable"]
 
 Array = Any
 #: The newest version whose files were tried; what a newer one writes is checked and noted.
 NEWEST = (3, 15)
 _LARGEST_DOCUMENT = 1 << 26  # bytes of JSON
 _LARGEST_PACKED = 1 << 31  # of weights in a member that is compressed
+_LARGEST_WEIGHT = 1 << 26  # elements of a norm's
 _WEIGHTS = "model.weights.h5"
+_ODD = (
+    zipfile.BadZipFile, OSError, RuntimeError, AttributeError, TypeError, LookupError, ValueError,
+    ArithmeticError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +61,25 @@ def read_keras_file(path: Path) -> tuple[list[SavedLayer], str]:
         ModuleNotFoundError: h5py is not installed.
     """
     h5py = needed("h5py")
+    with readable(path), zipfile.ZipFile(path) as archive:
+        version = str(_document(archive, "metadata.json", path).get("keras_version", ""))
+        note = _version_note(version, path)
+        config = _document(archive, "config.json", path)
+        member = _weights_member(archive, path)
+        with archive.open(member) as stream, h5py.File(stream, "r") as weights:
+            return list(_model(config, weights, "", path)), note
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a file's words are taken for a model's is the file's fault."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            version = str(_document(archive, "metadata.json", path).get("keras_version", ""))
-            note = _version_note(version, path)
-            config = _document(archive, "config.json", path)
-            member = _weights_member(archive, path)
-            with archive.open(member) as stream, h5py.File(stream, "r") as weights:
-                return list(_model(config, weights, "", path)), note
-    except zipfile.BadZipFile as error:
-        raise damaged(path, "a Keras model", first_line(error)) from error
-    except (OSError, KeyError, RuntimeError) as error:  # h5py's for what is no HDF5
-        if isinstance(error, FileError):
+        yield
+    except _ODD as error:
+        if is_explained(error):
             raise
-        raise damaged(path, "a Keras model", f"its weights: {first_line(error)}") from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise damaged(path, "a Keras model", why) from error
 
 
 def _document(archive: zipfile.ZipFile, name: str, path: Path) -> dict[str, Any]:
@@ -187,8 +199,13 @@ def _array(variables: Any, key: str, name: str, path: Path) -> Array:
     link = variables.get(key, getlink=True)
     dataset = variables.get(key) if isinstance(link, h5py.HardLink) else None
     plain = isinstance(dataset, h5py.Dataset) and not dataset.is_virtual and not dataset.external
-    if not plain:
+    if dataset is None or not plain:
         raise damaged(path, "a Keras model", f"variable {key} of {name} is no array of its own")
+    shape = dataset.shape  # None for an empty one; what it says need not be in the file
+    fits = shape is not None and len(shape) <= 4 and math.prod(shape) <= _LARGEST_WEIGHT
+    if not fits or dataset.dtype.kind != "f":
+        what = f"variable {key} of {name} of shape {shape} and dtype {dataset.dtype}"
+        raise damaged(path, "a Keras model", what)
     return np.asarray(dataset)
 
 

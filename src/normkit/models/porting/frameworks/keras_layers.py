@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from normkit.errors import ModelError
 from normkit.extras import needed
+from normkit.models.porting.conventions import CONVENTIONS
 from normkit.models.porting.frameworks.base import Framework, channels_first, channels_last
 from normkit.models.porting.frameworks.keras_config import (
     KINDS,
@@ -39,12 +42,12 @@ class Keras(Framework):
     wide = False  # its batch norm computes in float32 whatever it is given
 
     def owns(self, source: Any) -> bool:
-        keras = sys.modules.get("keras")
-        return keras is not None and isinstance(source, keras.layers.Layer)
+        held = sys.modules.get("keras")
+        return held is not None and isinstance(source, held.layers.Layer)
 
     def version(self) -> str:
-        keras = needed("keras")
-        return f"Keras {keras.__version__} on {keras.backend.backend()}"
+        held = keras()
+        return f"Keras {held.__version__} on {held.backend.backend()}"
 
     def is_layer(self, source: Any) -> bool:
         return _class_name(source) is not None
@@ -65,7 +68,7 @@ class Keras(Framework):
                 expected="a layer that has seen an input's shape",
                 remedy="Call it on an example, or layer.build(input_shape).",
             )
-        arrays = [np.array(needed("keras").ops.convert_to_numpy(v)) for v in _variables(layer)]
+        arrays = [np.array(keras().ops.convert_to_numpy(v)) for v in _variables(layer)]
         shape = _input_shape(layer)
         class_name = _class_name(layer) or type(layer).__name__
         return weights_of_config(class_name, layer.get_config(), arrays, shape, name)
@@ -79,7 +82,9 @@ class Keras(Framework):
         moves = weights.kind not in ("layer", "rms") and weights.channels != "first"
         with _wide_backend():
             own = _copy(layer, (channels_last(x) if moves else x).shape)
-            given = needed("keras").ops.convert_to_tensor(channels_last(x) if moves else x)
+            if weights.kind == "batch":
+                own.moving_mean.assign(np.asarray(weights.mean, np.float64))
+            given = keras().ops.convert_to_tensor(channels_last(x) if moves else x)
             y = _numpy(own(given, training=True) if training else own(given))
             y = channels_first(y) if moves else y
             if not (training and weights.kind == "batch"):
@@ -97,13 +102,32 @@ class Keras(Framework):
         return "Keras builds a layer for a number of axes" if ranked else ""
 
 
+def keras() -> Any:
+    """Keras; on PyTorch where nobody says on what, and TensorFlow, its own choice, is missing.
+
+    Raises:
+        ModuleNotFoundError: Keras, or what it is to run on, is not installed.
+    """
+    if "keras" not in sys.modules and find_spec("tensorflow") is None:
+        os.environ.setdefault("KERAS_BACKEND", "torch")
+    try:
+        return needed("keras")
+    except ModuleNotFoundError as error:
+        if error.name not in ("tensorflow", "jax", "torch", "openvino"):
+            raise
+        words = (
+            f"Keras is to run on {error.name}, which is not installed; set KERAS_BACKEND=torch "
+            f"before Keras is imported, or install {error.name}"
+        )
+        raise ModuleNotFoundError(words, name=error.name) from error
+
+
 def layer_of_config(class_name: str, config: Mapping[str, Any], shape: Any, arrays: Any) -> Any:
     """One of Keras' own layers from a file's configuration; no other class is made."""
-    keras = needed("keras")
     own = {key: value for key, value in config.items() if key in _MADE_WITH}
     if class_name == "InstanceNormalization":  # normkit's
         class_name, own["groups"] = "GroupNormalization", -1
-    layer = getattr(keras.layers, class_name)(**own)
+    layer = getattr(keras().layers, class_name)(**own)
     layer.build(shape)
     layer.set_weights(arrays)
     return layer
@@ -146,7 +170,7 @@ def _input_shape(layer: Any) -> Any:
 
 
 def _make(weights: NormWeights, dtype: str) -> Any:
-    layers = needed("keras").layers
+    layers = keras().layers
     options = {"epsilon": weights.eps, "dtype": dtype}
     if weights.kind == "rms":
         layer = layers.RMSNormalization(axis=_last(weights), **options)
@@ -160,7 +184,7 @@ def _make(weights: NormWeights, dtype: str) -> Any:
     first = weights.channels == "first"
     options["axis"] = 1 if first else -1
     if weights.kind == "batch":
-        options |= {"momentum": 0.99 if weights.keep is None else weights.keep}
+        options |= {"momentum": CONVENTIONS["keras"].kept(weights)}
         layer = layers.BatchNormalization(**options)
     else:
         groups = -1 if weights.kind == "instance" else weights.groups
@@ -179,7 +203,7 @@ def _fill(layer: Any, weights: NormWeights) -> None:
     for what, value in weights.arrays().items():
         held = (getattr(layer, name, None) for name in _VARIABLES[what])
         variable = next(v for v in held if v is not None and hasattr(v, "assign"))
-        variable.assign(value.astype(needed("keras").backend.standardize_dtype(variable.dtype)))
+        variable.assign(value.astype(keras().backend.standardize_dtype(variable.dtype)))
     layer.epsilon = weights.eps
     if weights.kind == "batch" and weights.keep is not None:
         layer.momentum = weights.keep
@@ -188,22 +212,24 @@ def _fill(layer: Any, weights: NormWeights) -> None:
 def _copy(layer: Any, shape: tuple[int, ...]) -> Any:
     """The same layer in float64, trainable, so that training moves its statistics."""
     config = {**layer.get_config(), "dtype": "float64", "trainable": True}
+    if "synchronized" in config:  # which wants several devices
+        config["synchronized"] = False
     own = type(layer).from_config(config)
     own.build((None, *shape[1:]))
     # By name rather than by place: variables differ in order where a layer is frozen.
     for variable, held in zip(_variables(own), _variables(layer), strict=True):
-        variable.assign(needed("keras").ops.cast(held, "float64"))
+        variable.assign(keras().ops.cast(held, "float64"))
     return own
 
 
 def _numpy(tensor: Any) -> Array:
-    return np.array(needed("keras").ops.convert_to_numpy(tensor), np.float64)
+    return np.array(keras().ops.convert_to_numpy(tensor), np.float64)
 
 
 @contextlib.contextmanager
 def _wide_backend() -> Iterator[None]:
     """JAX computes in float64 only where it is told to."""
-    if needed("keras").backend.backend() != "jax":
+    if keras().backend.backend() != "jax":
         yield
         return
     with wide_jax():

@@ -17,6 +17,7 @@ from normkit.models.porting.weights import NormWeights
 __all__ = ["assign", "new_model", "one_norm"]
 
 _OPSET, _OPSET_RMS, _IR = 21, 23, 10
+_OPSET_BATCH = 15  # where training is said by an attribute; before, evaluators guess at it
 _ROLES = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "var"}
 
 
@@ -30,7 +31,7 @@ def new_model(weights: NormWeights) -> Any:
     held = {role: f"{prefix}{names[role]}" for role in arrays}
     options: dict[str, Any] = {"epsilon": weights.eps}
     if weights.kind == "batch":
-        options["momentum"] = there.old_momentum if weights.keep is None else weights.keep
+        options["momentum"] = there.kept(weights)
     elif weights.kind == "group":
         options["num_groups"] = weights.groups
     elif weights.kind in ("layer", "rms"):
@@ -88,9 +89,11 @@ def one_norm(proto: Any, call: Call, training: bool) -> tuple[Any, str]:
     visit(call.end.output[0])
     (*before, end) = nodes.values()
     outputs = [end.output[0]]
-    if training:
-        end = _training_node(end)
+    opsets = list(proto.opset_import)
+    if end.op_type == "BatchNormalization":
+        end = _batch_node(end, training)
         outputs = list(end.output)
+        opsets = [onnx.helper.make_opsetid("", _OPSET_BATCH)]
     double = onnx.TensorProto.DOUBLE
     graph = onnx.helper.make_graph(
         [*before, end],
@@ -99,7 +102,6 @@ def one_norm(proto: Any, call: Call, training: bool) -> tuple[Any, str]:
         [onnx.helper.make_tensor_value_info(name, double, None) for name in outputs],
         list(taken.values()),
     )
-    opsets = list(proto.opset_import)
     return onnx.helper.make_model(graph, opset_imports=opsets), call.source
 
 
@@ -123,12 +125,14 @@ def _wide_node(node: Any, opset: int) -> Any:
     return own
 
 
-def _training_node(node: Any) -> Any:
-    own = type(node)()
-    own.CopyFrom(node)
-    said = {**attributes_of(node), "training_mode": 1}
-    outputs = [node.output[0], "mean after", "var after"]
-    return needed("onnx").helper.make_node(node.op_type, list(node.input), outputs, **said)
+def _batch_node(node: Any, training: bool) -> Any:
+    """A batch norm of any opset as one of today's, in the mode that is asked for."""
+    said = attributes_of(node)
+    kept = {name: said[name] for name in ("epsilon", "momentum") if name in said}
+    outputs = [node.output[0], *(("mean after", "var after") if training else ())]
+    return needed("onnx").helper.make_node(
+        node.op_type, list(node.input), outputs, training_mode=int(training), **kept
+    )
 
 
 def assign(proto: Any, calls: Mapping[str, Call], weights: Mapping[str, NormWeights]) -> Any:

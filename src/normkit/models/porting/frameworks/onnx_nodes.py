@@ -67,6 +67,7 @@ class Onnx(Framework):
                 f"{found.site.type_name}: {found.obstacle}",
                 "Export the model with constant weights, and its norms at the top level.",
             )
+        _check_not_reshaped(found, name)
         site = replace(found.site, name=name, **_gains(found, name))
         weights = weights_of_site(site, "onnx")
         shape = found.attributes.get("shape")
@@ -125,6 +126,24 @@ def _within(model: Any, site: NormSite, nodes: Mapping[str, Any], reading: Any) 
             model, site, None, {}, reading.hidden.get(site.name, "it is not in the graph")
         )
     return Within(model, site, reading.calls[node.name], node.attributes, node.obstacle)
+
+
+def _check_not_reshaped(found: Within, name: str) -> None:
+    """PyTorch's exporter writes a group norm as an instance norm of groups between two Reshapes.
+
+    Their sizes hold for one shape alone, and gamma and beta come behind them.
+    """
+    if found.site.kind != "instance" or found.call is None:
+        return
+    maker = Values(found.proto).makers.get(found.call.source)
+    if maker is not None and maker.op_type == "Reshape":
+        refuse(
+            "onnx",
+            name,
+            "InstanceNormalization behind a Reshape: a group norm in small operators",
+            "Port the model that was exported, or export it with opset 21 or newer, which has "
+            "GroupNormalization.",
+        )
 
 
 def _gains(found: Within, name: str) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from normkit.errors import ModelError
+from normkit.models.porting.conventions import complement
 from normkit.models.porting.frameworks.base import Framework, refuse
 from normkit.models.porting.parity import Outcome
 from normkit.models.porting.weights import NormWeights, whole_sizes
-from normkit.models.sites import NormSite, find_sites, site_of
+from normkit.models.sites import NormSite, site_of
 
 __all__ = ["Torch", "weights_of_site"]
 
@@ -38,12 +40,20 @@ class Torch(Framework):
         return f"PyTorch {torch.__version__}"
 
     def is_layer(self, source: Any) -> bool:
-        return site_of("", source) is not None
+        return site_of("", source) is not None or _is_lazy(source)
 
     def layers(self, model: Any) -> list[tuple[str, Any]]:
-        return [(site.name, site.module) for site in find_sites(model)]
+        return [(name, module) for name, module in model.named_modules() if self.is_layer(module)]
 
     def read(self, layer: Any, name: str = "") -> NormWeights:
+        if _is_lazy(layer):
+            raise ModelError(
+                "The number of channels is not known",
+                received=f"{type(layer).__name__} that has seen no input"
+                + (f" ({name})" if name else ""),
+                expected="a layer with weights",
+                remedy="Run the model on an example first.",
+            )
         site = site_of(name, layer)
         if site is None:
             refuse(
@@ -75,6 +85,8 @@ class Torch(Framework):
         own.train(training)
         if isinstance(own, nn.RMSNorm) and own.eps is None:
             own.eps = weights.eps  # None would be float64's here
+        if weights.kind == "batch" and weights.eps == 0:
+            own.eps = 1e-300  # PyTorch wants some in training; this adds nothing
         if weights.kind == "batch" and training:
             _unfreeze(own)
         with torch.no_grad():
@@ -83,11 +95,21 @@ class Torch(Framework):
             return Outcome(y)
         return Outcome(y, own.running_mean.numpy(), own.running_var.numpy())
 
+    def holds(self, weights: NormWeights) -> NormWeights:
+        if weights.kind == "batch" and weights.eps == 0:
+            return weights.noted("PyTorch refuses to train a batch norm with an eps of 0")
+        return weights
+
     def assign(self, model: Any, weights: Mapping[str, NormWeights]) -> Any:
         layers = dict(self.layers(model))
         for name, one in weights.items():
             _fill(layers[name], one)
         return model
+
+
+def _is_lazy(module: Any) -> bool:
+    lazy = isinstance(module, LazyModuleMixin) and "Norm" in type(module).__name__
+    return lazy and LazyModuleMixin.has_uninitialized_params(module)
 
 
 def weights_of_site(site: NormSite, framework: str) -> NormWeights:
@@ -110,6 +132,7 @@ def weights_of_site(site: NormSite, framework: str) -> NormWeights:
             expected="eps= as in the model's code",
             remedy="PyTorch's default is 1e-5; many transformers have 1e-12 or 1e-6.",
         )
+    _check_present(site)
     _check_statistics(site, framework)
     notes = []
     if site.frozen or (site.kind == "batch" and site.learns is False):
@@ -119,7 +142,7 @@ def weights_of_site(site: NormSite, framework: str) -> NormWeights:
         notes.append("weights of bfloat16 widened to float32")
     if site.kind == "rms" and getattr(site.module, "eps", 0.0) is None:
         notes.append("eps was left to the dtype")
-    keep = None if site.momentum is None else round(1.0 - site.momentum, 15)
+    keep = None if site.momentum is None else complement(site.momentum)
     batch = site.kind == "batch"
     return NormWeights(
         site.kind,
@@ -137,8 +160,20 @@ def weights_of_site(site: NormSite, framework: str) -> NormWeights:
         synced=site.synced,
         name=site.name,
         framework=framework,
+        narrow=bool(narrow),
         notes=tuple(notes),
     )
+
+
+def _check_present(site: NormSite) -> None:
+    held = (site.gamma, site.beta, site.mean, site.var)
+    if any(tensor is not None and tensor.is_meta for tensor in held):
+        raise ModelError(
+            "A layer has no weights, only their shapes",
+            received=f"tensors on the meta device{f' ({site.name})' if site.name else ''}",
+            expected="weights",
+            remedy="Load the weights first: model.to_empty(device=...) and load_state_dict.",
+        )
 
 
 def _check_statistics(site: NormSite, framework: str) -> None:
@@ -236,7 +271,7 @@ def _fill(layer: nn.Module, weights: NormWeights) -> None:
     held = next(name for name in _EPS if hasattr(layer, name))
     setattr(layer, held, weights.eps)
     if weights.kind == "batch" and weights.keep is not None:
-        layer.momentum = round(1.0 - weights.keep, 15)  # type: ignore[assignment]
+        layer.momentum = complement(weights.keep)  # type: ignore[assignment]
 
 
 def _any_dimensions(_: Tensor) -> None:
