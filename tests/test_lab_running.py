@@ -421,3 +421,11 @@ def test_commits_are_of_this_source_only(tmp_path, monkeypatch):
     assert found is None or len(found) >= 7
     monkeypatch.setattr(running.machine, "__file__", str(tmp_path / "machine.py"))
     assert running.machine.commit() is None
+
+
+def test_a_cluster_that_is_not_there_leaves_dask_as_it_was():
+    array = pytest.importorskip("dask.array", reason="Dask is not installed")
+    pytest.importorskip("distributed", reason="Dask distributed is not installed")
+    with pytest.raises(OptionError):
+        list(running.on_cluster([Task("faster", 0)], "tcp://127.0.0.1:9"))
+    assert int(array.ones(3, chunks=2).sum().compute()) == 3

@@ -178,7 +178,7 @@ def on_cluster(
     """
     commit, work = machine.commit(), work or carry_out
     distributed = needed("distributed")
-    with _client(distributed, where) as client:
+    with _dask_as_it_was(), _client(distributed, where) as client:
         run = uuid.uuid4().hex  # another run's tasks of the same name are others
         futures = [
             client.submit(work, task, commit, key=f"normkit-{run}-{task.key}", pure=False)
@@ -203,6 +203,19 @@ def _cluster_problem(distributed: Any, error: BaseException) -> str:
     if isinstance(error, distributed.KilledWorker):
         return f"the workers died of it: {first_line(error)}"
     return f"it could not be carried out there: {type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _dask_as_it_was() -> Iterator[None]:
+    """A client that fails to start would stay the one that all of Dask computes by."""
+    config = needed("dask").config
+    before = config.get("scheduler", None)
+    try:
+        yield
+    finally:
+        config.config.pop("scheduler", None)
+        if before is not None:
+            config.set(scheduler=before)
 
 
 @contextmanager
