@@ -145,12 +145,13 @@ def test_gamma_and_beta_of_each_sample(kind, shape, axis):
     compared(make(axis), truth, x, dy, gamma=gamma, beta=beta, **call)
 
 
-def test_gamma_and_beta_of_each_sample_at_inference():
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_gamma_and_beta_of_each_sample_at_inference(axis):
     x, gamma, beta = draw(4, 3, 6), draw(4, 6, seed=7), draw(4, 6, seed=8)
-    layer = nkk.BatchNormalization(epsilon=0.0)
-    y = layer(x, gamma=gamma, beta=beta)
+    layer = nkk.BatchNormalization(axis=axis, epsilon=0.0)
+    y = numbers(layer(np.moveaxis(x, -1, axis), gamma=gamma, beta=beta))
     expected = x * gamma[:, None] + beta[:, None]
-    np.testing.assert_allclose(numbers(y), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(np.moveaxis(y, axis, -1), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("axes", [[1, 2], [2, 3], [1, 2, 3], [1, 3], [-1, 1]])

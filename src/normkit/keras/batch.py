@@ -9,7 +9,7 @@ from keras import ops
 
 from normkit.errors import OptionError
 from normkit.keras.computing import normalize, standardize
-from normkit.keras.operations import wide_dtype
+from normkit.keras.operations import placed, wide_dtype
 from normkit.keras.replicas import Replicas
 from normkit.keras.settings import (
     PACKAGE,
@@ -96,10 +96,7 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
         """
         inputs = floating(inputs)
         axis = from_front(self.axis, inputs)
-        affine = [
-            self._parameter(name, given, inputs, axis)
-            for name, given in (("gamma", gamma), ("beta", beta))
-        ]
+        affine = self._affine(inputs, axis, gamma, beta)
         if not (training and self.trainable):
             y = standardize(
                 inputs, self.moving_mean, self.moving_variance, *affine, axis=axis,
@@ -156,7 +153,8 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
         scale = r if gamma is None else r * gamma
         shift = d if gamma is None else d * gamma
         shift = shift if beta is None else shift + beta
-        return _line(x_hat, scale, shift, axis)
+        scale, shift = (placed(values, x_hat, axis) for values in (scale, shift))
+        return ops.cast(ops.cast(x_hat, scale.dtype) * scale + shift, x_hat.dtype)
 
     # --- moving statistics ----------------------------------------------------------------------
 
@@ -200,18 +198,3 @@ class BatchNormalization(NormLayer, keras.layers.BatchNormalization):
 
 def _some(count: Tensor) -> Tensor:
     return ops.where(count > 0, count, ops.ones_like(count))
-
-
-def _line(x: Tensor, scale: Tensor, shift: Tensor, axis: int) -> Tensor:
-    """x · scale + shift, with values of channels or of each sample's."""
-    along: list[Any] = [1] * len(x.shape)
-    along[axis] = x.shape[axis]
-    if len(scale.shape) == 2:
-        along[1 if axis == 0 else 0] = ops.shape(x)[1 if axis == 0 else 0]
-    scale, shift = (_placed(values, along, axis) for values in (scale, shift))
-    return ops.cast(ops.cast(x, scale.dtype) * scale + shift, x.dtype)
-
-
-def _placed(values: Tensor, along: list[Any], axis: int) -> Tensor:
-    values = ops.transpose(values) if axis == 0 and len(values.shape) == 2 else values
-    return ops.reshape(values, along)

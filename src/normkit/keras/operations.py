@@ -18,7 +18,7 @@ from normkit.layout import ALL, Split
 from normkit.moments import Moments
 from normkit.norms import Norm
 
-__all__ = ["normalize", "standardize", "wide", "wide_dtype"]
+__all__ = ["normalize", "placed", "standardize", "wide", "wide_dtype"]
 
 Tensor = Any
 #: Makes of one replica's numbers the sum over all replicas.
@@ -146,19 +146,25 @@ def standardize(
     The mean is subtracted first: folded into beta it would cancel the digits of data far from zero.
     """
     values = wide(x)
-    along = [1] * len(x.shape)
-    along[axis] = x.shape[axis]
-
-    def placed(parameter: Tensor) -> Tensor:
-        parameter = ops.cast(parameter, values.dtype)
-        if len(parameter.shape) == 2:  # of each sample
-            return ops.reshape(parameter, [ops.shape(x)[0], *along[1:]])
-        return ops.reshape(parameter, along)
-
-    slope = ops.rsqrt(placed(var) + eps)
-    y = (values - placed(mean)) * (slope if gamma is None else slope * placed(gamma))
-    y = y if beta is None else y + placed(beta)
+    mean, var, gamma, beta = (
+        None if p is None else placed(ops.cast(p, values.dtype), x, axis)
+        for p in (mean, var, gamma, beta)
+    )
+    slope = ops.rsqrt(var + eps)
+    y = (values - mean) * (slope if gamma is None else slope * gamma)
+    y = y if beta is None else y + beta
     return ops.cast(y, x.dtype)
+
+
+def placed(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Values of channels, or in rows of each sample's, as they broadcast to x."""
+    along: list[Any] = [1] * len(x.shape)
+    along[axis] = x.shape[axis]
+    if len(values.shape) == 2:
+        samples = 1 if axis == 0 else 0  # which lie along the first of the other axes
+        along[samples] = ops.shape(x)[samples]
+        values = ops.transpose(values) if axis == 0 else values
+    return ops.reshape(values, along)
 
 
 def wide(x: Tensor) -> Tensor:

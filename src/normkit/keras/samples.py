@@ -84,10 +84,7 @@ class GroupNormalization(NormLayer, keras.layers.GroupNormalization):
         """
         inputs = floating(inputs)
         axis = from_front(self.axis, inputs)
-        affine = [
-            self._parameter(name, given, inputs, axis)
-            for name, given in (("gamma", gamma), ("beta", beta))
-        ]
+        affine = self._affine(inputs, axis, gamma, beta)
         if mask is not None:
             mask = ops.cast(of_positions("mask", mask, inputs, axis), "bool")
         norm = GroupNorm(self.groups, eps=self.epsilon)

@@ -72,12 +72,16 @@ class NormLayer(Extended):
                 remedy="axis=-1 is for channels that come last, axis=1 for channels first.",
             )
 
-    def _parameter(self, name: str, given: Any, inputs: Tensor, axis: int) -> Tensor | None:
-        """gamma or beta: a call's, or the layer's own."""
-        if given is not None:
-            return of_channels(name, given, inputs, axis)
-        own = getattr(self, name)
-        return None if own is None else ops.convert_to_tensor(own)
+    def _affine(self, inputs: Tensor, axis: int, gamma: Any, beta: Any) -> list[Tensor | None]:
+        """gamma and beta: a call's, or the layer's own."""
+        found: list[Tensor | None] = []
+        for name, given in (("gamma", gamma), ("beta", beta)):
+            own = getattr(self, name)
+            if given is not None:
+                found.append(of_channels(name, given, inputs, axis))
+            else:
+                found.append(None if own is None else ops.convert_to_tensor(own))
+        return found
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape.
