@@ -10,7 +10,7 @@ import importlib
 from typing import Any, ClassVar
 
 from bench_cases import Case
-from benchmarks.peers import EPS, THREADS, Session, TorchSession
+from benchmarks.peers import EPS, Session, TorchSession
 
 
 def make_layer(package: str, case: Case) -> Any:
@@ -61,12 +61,6 @@ class NormkitLayer(TorchLayer):
     """normkit's layer as it comes: small inputs go to PyTorch's own operators."""
 
     package = "normkit.torch"
-
-    def __init__(self, case: Case, dtype: Any = None) -> None:
-        super().__init__(case, dtype)
-        import normkit as nk
-
-        nk.set_num_threads(THREADS)
 
 
 LAYER_PEERS: dict[str, type[Session]] = {

@@ -68,7 +68,6 @@ class TorchSession(Session):
         super().__init__(case)
         import torch
 
-        torch.set_num_threads(THREADS)
         kind = dtype or getattr(torch, case.dtype)
 
         def tensor(array: np.ndarray | None) -> Any:
@@ -111,10 +110,8 @@ class NormkitTorch(TorchSession):
 
     def __init__(self, case: Case, dtype: Any = None) -> None:
         super().__init__(case, dtype)
-        import normkit as nk
         from normkit.torch import functional
 
-        nk.set_num_threads(THREADS)
         self.norm = norm_of(case)
         self.normalize = functional.normalize
 
@@ -186,9 +183,7 @@ class NormkitNumpy(Session):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-        import normkit as nk
 
-        nk.set_num_threads(THREADS)
         self.norm = norm_of(case)
         self.axis = -1 if case.layout == "last" else 1
         dtype = np.dtype(np.float32)
@@ -288,7 +283,6 @@ class Memory(Session):
         super().__init__(case)
         import torch
 
-        torch.set_num_threads(THREADS)
         # two-byte floats are added as integers: memory is measured here, not conversion
         kind = torch.float32 if case.dtype == "float32" else torch.int16
         made = arrays(case)

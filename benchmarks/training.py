@@ -10,7 +10,7 @@ import contextlib
 from typing import Any
 
 from bench_cases import Case
-from benchmarks.peers import THREADS, Results, Session
+from benchmarks.peers import Results, Session
 
 LEARNING_RATE = 1e-4  # the same batch comes every time: nothing should be learned by heart
 
@@ -24,7 +24,6 @@ class Network(Session):
 
         from benchmarks.networks import network
 
-        torch.set_num_threads(THREADS)
         self.f = torch.nn.functional
         layout = {"first": torch.contiguous_format, "last": torch.channels_last}[case.layout]
         model: Any = network(case.norm, case.shape[1])
@@ -64,10 +63,8 @@ class Swapped(Network):
     """normkit's layers in the place of torch.nn's, and nothing else changed."""
 
     def changed(self, model: Any) -> Any:
-        import normkit as nk
         import normkit.torch as nt
 
-        nk.set_num_threads(THREADS)
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if type(child).__name__ == "BatchNorm2d":
@@ -84,10 +81,8 @@ class Accelerated(Network):
     """After ``normkit.torch.accelerate``: norm, addition and activation in one pass."""
 
     def changed(self, model: Any) -> Any:
-        import normkit as nk
         import normkit.torch as nt
 
-        nk.set_num_threads(THREADS)
         return nt.accelerate(model, self.x[:2], report=None)
 
 

@@ -142,6 +142,15 @@ def case_from(text: str) -> Case:
     return Case(**fields | {"shape": tuple(fields["shape"])})
 
 
+def session_of(peer: str, case: Case) -> Session:
+    """The peer's session, and as many threads for it as are compared."""
+    session = SESSIONS[peer](case)
+    for name in ("torch", "normkit"):
+        if name in sys.modules:
+            sys.modules[name].set_num_threads(THREADS)
+    return session
+
+
 def main(peer: str, text: str) -> None:
     # What libraries print must not end up between the answers.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -151,7 +160,7 @@ def main(peer: str, text: str) -> None:
     session: Session | None = None
     for line in sys.stdin:
         try:
-            session = session or SESSIONS[peer](case_from(text))
+            session = session or session_of(peer, case_from(text))
             reply = answer(session, json.loads(line))
         except Exception as error:  # told to the driver, which skips this peer with the reason
             reason = " ".join(str(error).split())

@@ -9,6 +9,7 @@ cores, they wait for one another: two files that take 36 s with one thread each 
 from __future__ import annotations
 
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -24,6 +25,22 @@ hypothesis.settings.register_profile(
     "normkit", deadline=None, derandomize=True, max_examples=25, database=None
 )
 hypothesis.settings.load_profile("normkit")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_they_were():
+    """No test may leave a process with more threads than it had, as all that follow would wait."""
+    before = _threads_of_pytorch()
+    yield
+    after = _threads_of_pytorch()
+    if before is not None and after != before:
+        sys.modules["torch"].set_num_threads(before)
+        pytest.fail(f"PyTorch had {before} threads before this test, and {after} after it")
+
+
+def _threads_of_pytorch() -> int | None:
+    known = getattr(sys.modules.get("torch"), "get_num_threads", None)  # half imported, or none
+    return None if known is None else known()
 
 
 @pytest.fixture(scope="module")

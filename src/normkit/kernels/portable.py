@@ -121,8 +121,7 @@ class PortableBackend:
     def _turned(self, call: Call, values: Array) -> Array:
         """Between (N, C, L) and the order of the cube: channels that come last stay there.
 
-        Compilers do not always see through a transposition of all elements: JAX took 1.7 to 3 times
-        as long with it.
+        Compilers do not always see through a transposition of all elements; JAX' does not.
         """
         return self.xp.permute_dims(values, (0, 2, 1)) if call.layout.channels_last else values
 
@@ -219,7 +218,7 @@ class PortableBackend:
 
     # Where a channel of a sample has one slope, and one gamma, these are multiplied once for all of
     # its positions, and sums are taken over the positions first: JAX' compiler moves no factors out
-    # of loops, and took four times as long for batch norm in a network without it.
+    # of loops (benchmarks.jax_formula shows what that costs).
 
     def _in_lines(self, call: Call) -> bool:
         return call.layout.whole_positions and "element" not in _kinds(call)
