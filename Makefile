@@ -2,7 +2,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
-PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check
+# Python compiles what is imported when it first is; pip would take half a minute to compile all.
+INSTALL = -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 BIN     = $(VENV)/bin
 
 DEMO_EXTRAS = demo
@@ -34,12 +35,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): a minute or two the first time"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(DEMO_EXTRAS)]'
+	@$(BIN)/python $(INSTALL) --editable '.[$(DEMO_EXTRAS)]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): a minute or two the first time"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[$(TEST_EXTRAS)]'
+	@$(BIN)/python $(INSTALL) --editable '.[$(TEST_EXTRAS)]'
 	@touch $@
 
 # TensorFlow, for the Keras layers' tests, in an environment on top of the other: nothing else may
@@ -51,9 +52,8 @@ $(VENV)/.tensorflow: $(VENV)/.test
 	    under = sysconfig.get_path("purelib"); \
 	    on_top = Path(sysconfig.get_path("purelib", vars={"base": "$(VENV)/tensorflow"})); \
 	    (on_top / "under.pth").write_text(f"import site; site.addsitedir({under!r})\n")'
-	@$(VENV)/tensorflow/bin/python -m pip --disable-pip-version-check install --quiet \
-	    --constraint constraints.txt tensorflow-cpu || { rm -rf $(VENV)/tensorflow; \
-	    echo "TensorFlow could not be installed; its tests will be skipped"; }
+	@$(VENV)/tensorflow/bin/python $(INSTALL) tensorflow-cpu || { \
+	    rm -rf $(VENV)/tensorflow; echo "TensorFlow could not be installed; its tests will be skipped"; }
 	@touch $@
 
 demo: $(VENV)/.demo

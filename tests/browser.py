@@ -26,6 +26,9 @@ needs_chromium = pytest.mark.skipif(
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    # On a busy machine, a tab that is taken for one in the background gets no frames.
+    *("--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows"),
+    *("--disable-background-timer-throttling", "--disable-dev-shm-usage"),
 )
 KEYS = {
     "Enter": (13, "\r"), "Tab": (9, ""), " ": (32, " "), "+": (187, "+"), "-": (189, "-"),
@@ -113,6 +116,10 @@ class Browser:
             time.sleep(0.05)
         return found
 
+    def frame(self) -> None:
+        """Let a frame be drawn; on a busy machine a tab may get none, and nobody waits for ever."""
+        self.ask("new Promise(drawn => { requestAnimationFrame(drawn); setTimeout(drawn, 1000) })")
+
     def press(self, key: str) -> None:
         code, text = KEYS[key]
         both = {"key": key, "windowsVirtualKeyCode": code, "code": key.strip() or "Space"}
@@ -141,7 +148,7 @@ class Browser:
         self._touch("touchStart", {"x": x, "y": y})
         for tenth in range(1, 11):
             self._touch("touchMove", {"x": x, "y": y - up * tenth / 10})
-            self.ask("new Promise(requestAnimationFrame)")
+            self.frame()
         self._touch("touchEnd")
 
     def _touch(self, what: str, *points: dict[str, float]) -> None:

@@ -27,6 +27,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("normkit")
 
 
+#: Fixtures that take long: the tests of a file that share one run in one process where pytest-xdist
+#: has ``--dist loadgroup``. (pytest 9.2 with pytest-xdist 3.8 takes no notice of groups:
+#: pytest-dev/pytest-xdist#1386.)
+SET_UP_ONCE = {
+    "test_demo": "runs",
+    "test_models_recalibrate": "ranks",
+    "test_site": "site",
+    "test_torch_distributed": "results",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.stem
+        if SET_UP_ONCE.get(file) in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(file))
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_they_were():
     """No test may leave a process with more threads than it had, as all that follow would wait."""

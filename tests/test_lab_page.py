@@ -431,7 +431,7 @@ def test_the_page_fits_and_draws_everything_without_an_error(browser, sheet, wid
     step = 600
     for top in range(0, browser.ask("document.documentElement.scrollHeight"), step):
         browser.ask(f"scrollTo(0, {top})")
-        browser.ask("new Promise(requestAnimationFrame)")
+        browser.frame()
     wait(browser)
     assert browser.ask("document.querySelectorAll('.js-plotly-plot').length") == total
     assert browser.overflow() <= 0

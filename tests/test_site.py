@@ -19,7 +19,6 @@ import pytest
 
 from pages import carry_out, examples, require
 
-pytestmark = pytest.mark.xdist_group("site")  # which is built once
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
