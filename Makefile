@@ -2,8 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
-# Python compiles what is imported when it first is; pip would take half a minute to compile all.
-INSTALL = -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
+INSTALL = -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 BIN     = $(VENV)/bin
 
 DEMO_EXTRAS = demo
