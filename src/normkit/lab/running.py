@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ __all__ = ["Done", "Task", "carry_out", "left", "measure", "on_cluster", "on_thi
 
 Work = Callable[["Task", str | None], "Done"]
 PATIENCE = 30  # seconds until a cluster without workers is one that nobody can use
+ANSWER = 10  # seconds until a scheduler that does not answer is not there
 PACKAGES = ("normkit", "numpy", "numba", "torch", "scikit-learn")
 
 
@@ -178,7 +181,7 @@ def on_cluster(
     """
     commit, work = machine.commit(), work or carry_out
     distributed = needed("distributed")
-    with _dask_as_it_was(), _client(distributed, where) as client:
+    with _client(distributed, where) as client:
         run = uuid.uuid4().hex  # another run's tasks of the same name are others
         futures = [
             client.submit(work, task, commit, key=f"normkit-{run}-{task.key}", pure=False)
@@ -206,19 +209,6 @@ def _cluster_problem(distributed: Any, error: BaseException) -> str:
 
 
 @contextmanager
-def _dask_as_it_was() -> Iterator[None]:
-    """A client that fails to start would stay the one that all of Dask computes by."""
-    config = needed("dask").config
-    before = config.get("scheduler", None)
-    try:
-        yield
-    finally:
-        config.config.pop("scheduler", None)
-        if before is not None:
-            config.set(scheduler=before)
-
-
-@contextmanager
 def _client(distributed: Any, where: str) -> Iterator[Any]:
     """A client of the cluster that is there, or of one on this machine for as long as it lasts."""
     name, _, number = where.partition(":")
@@ -233,16 +223,32 @@ def _client(distributed: Any, where: str) -> Iterator[Any]:
         ):
             yield client
         return
-    try:
-        client = distributed.Client(where, timeout=10)
-    except (OSError, ValueError, TypeError) as error:
-        raise _no_cluster(where, first_line(error)) from error
-    with client:
+    _check_answers(distributed, where)
+    with distributed.Client(where, timeout=ANSWER) as client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as error:
             raise _no_cluster(where, f"no worker came within {PATIENCE} seconds") from error
         yield client
+
+
+def _check_answers(distributed: Any, where: str) -> None:
+    """Ask before there is a client, in a thread of its own, as notebooks have a loop in theirs.
+
+    A client that fails to start stays the one that all of Dask uses, and when it is collected it
+    waits for a lock, which the next client that starts may just be holding.
+    """
+
+    async def ask() -> None:
+        arguments = distributed.Security().get_connection_args("client")
+        connection = await needed("distributed.comm").connect(where, timeout=ANSWER, **arguments)
+        await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(lambda: asyncio.run(ask())).result()
+        except (OSError, ValueError, TypeError) as error:
+            raise _no_cluster(where, first_line(error)) from error
 
 
 def _no_cluster(where: str, why: str) -> OptionError:
