@@ -199,6 +199,16 @@ def test_a_cluster_that_is_not_there(where, monkeypatch):
         list(on_cluster([Task("faster", 0)], where))
 
 
+def test_a_cluster_with_an_address():
+    distributed = pytest.importorskip("distributed", reason="Dask distributed is not installed")
+    tasks = [Task("faster", seed) for seed in range(3)]
+    here = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**here, protocol="tcp") as cluster:
+        found = list(on_cluster(tasks, cluster.scheduler_address, lab_at_work.quick))
+    assert sorted(done.task for done in found) == tasks
+    assert all(done.record is not None for done in found)
+
+
 # --- sessions -------------------------------------------------------------------------------------
 
 
