@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import TypedDict
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypedDict
 
 
 class Summary(TypedDict):
@@ -43,3 +44,19 @@ def spread(summary: Summary) -> float:
 def repetitions(step_seconds: float, round_seconds: float, least: int, most: int = 5000) -> int:
     """How many steps make up one round of about `round_seconds`."""
     return max(least, min(most, round(round_seconds / max(step_seconds, 1e-9))))
+
+
+def in_turn(calls: Sequence[Callable[[], Any]], rounds: int, warm: int) -> list[float]:
+    """Median seconds of each, taken in turn, so that other work beside meets all alike.
+
+    Args:
+        rounds: that count; `warm` before them do not, as the first ones compile.
+    """
+    taken: list[list[float]] = [[] for _ in calls]
+    for turn in range(warm + rounds):
+        for call, seconds in zip(calls, taken, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn >= warm:
+                seconds.append(time.perf_counter() - start)
+    return [statistics.median(seconds) for seconds in taken]

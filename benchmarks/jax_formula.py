@@ -5,8 +5,6 @@ python -m benchmarks.jax_formula
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import normkit as nk
+from benchmarks import figures
 from normkit.jax import normalize
 
-__all__ = ["CASES", "main", "milliseconds"]
+__all__ = ["CASES", "formula", "main", "ours"]
 
 Layer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -26,7 +25,7 @@ CASES: tuple[tuple[str, nk.Norm, tuple[int, ...], int, tuple[int, ...]], ...] = 
     ("batch norm", nk.BatchNorm(), (64, 32, 32, 32), 1, (0, 2, 3)),
     ("layer norm", nk.LayerNorm(), (4096, 512), 1, (1,)),
 )
-ROUNDS, CONVOLUTIONS = 9, 3
+ROUNDS = 9
 
 
 def formula(axis: int, axes: tuple[int, ...]) -> Layer:
@@ -73,22 +72,11 @@ def _in_a_network(layer: Layer) -> dict[str, Callable[[], Any]]:
     return {"gradient": lambda: step(kernels, x)}
 
 
-def milliseconds(step: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, float]:
-    """The median of each, taken in turn."""
-    taken: tuple[list[float], list[float]] = [], []
-    for turn in range(ROUNDS + 1):  # the first one compiles
-        for run, times in zip((step, other), taken, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if turn:
-                times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(taken[0]), statistics.median(taken[1])
-
-
 def _report(what: str, steps: dict[str, Callable[[], Any]], plain: dict[str, Any]) -> None:
     for name, step in steps.items():
-        mine, theirs = milliseconds(step, plain[name])
-        print(f"{what:48} {name:14} {mine:6.1f} ms, {mine / theirs:.2f} times the formula's")
+        ready = [lambda run=run: jax.block_until_ready(run()) for run in (step, plain[name])]
+        mine, theirs = figures.in_turn(ready, ROUNDS, 1)
+        print(f"{what:48} {name:14} {1e3 * mine:6.1f} ms, {mine / theirs:.2f} times the formula's")
 
 
 def main() -> None:

@@ -5,15 +5,15 @@ KERAS_BACKEND=jax python -m benchmarks.keras_layers
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 
 import normkit.keras
+from benchmarks import figures
 
 __all__ = ["CASES", "main", "ratios"]
 
@@ -47,18 +47,11 @@ def ratios(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> dict[s
         "training": lambda model: model.train_on_batch(x, target),
         "prediction": lambda model: model.predict_on_batch(x),
     }
-    return {what: _ratio(step, ours, theirs) for what, step in steps.items()}
-
-
-def _ratio(step: Callable[[keras.Model], Any], ours: keras.Model, theirs: keras.Model) -> float:
-    seconds: dict[int, list[float]] = {id(ours): [], id(theirs): []}
-    for turn in range(ROUNDS + 2):  # the first ones compile
-        for model in (ours, theirs):
-            start = time.perf_counter()
-            step(model)
-            if turn >= 2:
-                seconds[id(model)].append(time.perf_counter() - start)
-    return statistics.median(seconds[id(ours)]) / statistics.median(seconds[id(theirs)])
+    found = {}
+    for what, step in steps.items():
+        mine, keras_own = figures.in_turn([partial(step, m) for m in (ours, theirs)], ROUNDS, 2)
+        found[what] = mine / keras_own
+    return found
 
 
 def main() -> None:

@@ -183,7 +183,6 @@ class NormkitNumpy(Session):
 
     def __init__(self, case: Case) -> None:
         super().__init__(case)
-
         self.norm = norm_of(case)
         self.axis = -1 if case.layout == "last" else 1
         dtype = np.dtype(np.float32)

@@ -17,6 +17,7 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 jnp, F = jax.numpy, torch.nn.functional
 PartitionSpec = jax.sharding.PartitionSpec
+from benchmarks import jax_formula  # noqa: E402
 from normkit.jax import (  # noqa: E402
     BatchStats,
     batch_norm,
@@ -335,3 +336,13 @@ def test_moments_are_mapped_and_stacked():
 def test_one_token(norm):
     x = draw(3, 6)
     np.testing.assert_allclose(jax.vmap(norm)(x), norm(x), **CLOSE)
+
+
+@pytest.mark.parametrize("case", jax_formula.CASES, ids=lambda case: f"{case[0]}-{case[3]}")
+def test_what_is_timed_beside_the_formula_is_the_same(case):
+    _, norm, shape, axis, axes = case
+    small = [min(size, 8) for size in shape]
+    x = jax.random.normal(jax.random.key(0), small)
+    given = (x, jnp.arange(1.0, 9.0), jnp.arange(8.0))
+    ours, formula = jax_formula.ours(norm, axis), jax_formula.formula(axis, axes)
+    np.testing.assert_allclose(ours(*given), formula(*given), rtol=1e-5, atol=1e-5)

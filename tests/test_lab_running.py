@@ -204,6 +204,8 @@ def test_a_cluster_with_an_address():
     tasks = [Task("faster", seed) for seed in range(3)]
     here = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**here, protocol="tcp") as cluster:
+        with pytest.raises(OptionError, match="A Worker answers there, not a scheduler"):
+            list(on_cluster(tasks, cluster.workers[0].address, lab_at_work.quick))
         found = list(on_cluster(tasks, cluster.scheduler_address, lab_at_work.quick))
     assert sorted(done.task for done in found) == tasks
     assert all(done.record is not None for done in found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import fcntl
+import functools
 import inspect
 import json
 import os
@@ -70,20 +70,12 @@ def run_job(name, folder):
 
 @pytest.fixture(scope="session")
 def results(tmp_path_factory):
-    """What each rank says of each check; a job runs once, whatever number of test processes."""
-    root = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        root = root.parent
-    folder = root / "ranks"
-    folder.mkdir(exist_ok=True)
+    """What each rank says of each check; a job runs when it is first asked for."""
+    folder = tmp_path_factory.mktemp("ranks")
 
+    @functools.cache
     def of(name):
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            done = folder / f"{name}.done"
-            if not done.exists():
-                run_job(name, folder)
-                done.touch()
+        run_job(name, folder)
         found = {}
         for rank in range(SIZES[name]):
             path = folder / f"{name}-{rank}.json"

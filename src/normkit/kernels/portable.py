@@ -121,7 +121,7 @@ class PortableBackend:
     def _turned(self, call: Call, values: Array) -> Array:
         """Between (N, C, L) and the order of the cube: channels that come last stay there.
 
-        Compilers do not always see through a transposition of all elements; JAX' does not.
+        Compilers do not always see through a transposition of all elements.
         """
         return self.xp.permute_dims(values, (0, 2, 1)) if call.layout.channels_last else values
 
@@ -217,8 +217,8 @@ class PortableBackend:
         return self.xp.full_like(like, count) if isinstance(count, float) else count
 
     # Where a channel of a sample has one slope, and one gamma, these are multiplied once for all of
-    # its positions, and sums are taken over the positions first: JAX' compiler moves no factors out
-    # of loops (benchmarks.jax_formula shows what that costs).
+    # its positions, and sums are taken over the positions first: compilers do not always move
+    # factors out of loops. (benchmarks.jax_formula times the whole beside the plain formula.)
 
     def _in_lines(self, call: Call) -> bool:
         return call.layout.whole_positions and "element" not in _kinds(call)

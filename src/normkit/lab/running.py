@@ -239,16 +239,19 @@ def _check_answers(distributed: Any, where: str) -> None:
     waits for a lock, which the next client that starts may just be holding.
     """
 
-    async def ask() -> None:
+    async def identity() -> dict[str, Any]:
         arguments = distributed.Security().get_connection_args("client")
-        connection = await needed("distributed.comm").connect(where, timeout=ANSWER, **arguments)
-        await connection.close()
+        async with distributed.rpc(where, timeout=ANSWER, connection_args=arguments) as there:
+            found: dict[str, Any] = await asyncio.wait_for(there.identity(), ANSWER)
+            return found
 
     with ThreadPoolExecutor(1) as thread:
         try:
-            thread.submit(lambda: asyncio.run(ask())).result()
+            kind = thread.submit(lambda: asyncio.run(identity())).result().get("type")
         except (OSError, ValueError, TypeError) as error:
             raise _no_cluster(where, first_line(error)) from error
+    if kind != "Scheduler":
+        raise _no_cluster(where, f"a {kind} answers there, not a scheduler")
 
 
 def _no_cluster(where: str, why: str) -> OptionError:
