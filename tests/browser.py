@@ -109,7 +109,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, expression: str, patience: float = 20.0) -> bool:
+    def until(self, expression: str, patience: float = PATIENCE) -> bool:
         """Whether it comes true in so many seconds: on a busy machine, drawing takes its time."""
         deadline = time.monotonic() + patience
         while not (found := bool(self.ask(expression))) and time.monotonic() < deadline:
@@ -117,8 +117,14 @@ class Browser:
         return found
 
     def frame(self) -> None:
-        """Let a frame be drawn; on a busy machine a tab may get none, and nobody waits for ever."""
-        self.ask("new Promise(drawn => { requestAnimationFrame(drawn); setTimeout(drawn, 1000) })")
+        """Let a frame be drawn, which a tab that gets none does not hold up for ever."""
+        self.ask("new Promise(drawn => { requestAnimationFrame(drawn); setTimeout(drawn, 10000) })")
+
+    def settle(self, milliseconds: int = 250) -> None:
+        """Wait so long, and for two frames: what a page does of itself, it does with them."""
+        self.ask(f"new Promise(done => setTimeout(done, {milliseconds}))")
+        self.frame()
+        self.frame()
 
     def press(self, key: str) -> None:
         code, text = KEYS[key]

@@ -404,17 +404,18 @@ def sheet(tmp_path_factory):
     return path
 
 
-def wait(browser, milliseconds=250):
-    browser.ask(f"new Promise(done => setTimeout(done, {milliseconds}))")
-
-
 def at_first_chart(browser, sheet, **more):
     browser.problems.clear()
     browser.open(sheet, **more)
     browser.ask("document.querySelector('.plot').scrollIntoView()")
-    wait(browser)
+    assert browser.until(IN_SIGHT_IS_DRAWN)
+    browser.settle()
 
 
+IN_SIGHT_IS_DRAWN = """[...document.querySelectorAll('.plot')].every(plot => {
+    const box = plot.getBoundingClientRect();
+    return box.bottom < 0 || box.top > innerHeight || plot.classList.contains('js-plotly-plot');
+})"""
 RANGE = "document.querySelector('.plot').layout.{}axis.range"
 
 
@@ -425,14 +426,13 @@ RANGE = "document.querySelector('.plot').layout.{}axis.range"
 def test_the_page_fits_and_draws_everything_without_an_error(browser, sheet, width, scheme):
     browser.problems.clear()
     browser.open(sheet, width, prefers_color_scheme=scheme)
-    wait(browser)
+    browser.settle()
     total = browser.ask("document.querySelectorAll('.plot').length")
     assert browser.ask("document.querySelectorAll('.js-plotly-plot').length") < total / 2
     step = 600
     for top in range(0, browser.ask("document.documentElement.scrollHeight"), step):
         browser.ask(f"scrollTo(0, {top})")
-        browser.frame()
-    wait(browser)
+        assert browser.until(IN_SIGHT_IS_DRAWN), f"a chart in sight at {top} was not drawn"
     assert browser.ask("document.querySelectorAll('.js-plotly-plot').length") == total
     assert browser.overflow() <= 0
     wide = "[...document.querySelectorAll('.plot')].filter(p => p.scrollWidth > p.clientWidth + 1)"
@@ -465,17 +465,17 @@ def test_charts_zoom_and_move_by_keys(browser, sheet):
     browser.ask("document.querySelector('.plot').focus()")
     top = browser.ask("scrollY")
     browser.press("+")
-    wait(browser)
+    browser.settle()
     low, high = browser.ask(across)
     assert high - low == pytest.approx(0.7 * (home[0][1] - home[0][0]))
     browser.press("ArrowRight")
-    wait(browser)
+    browser.settle()
     moved = browser.ask(across)
     assert moved[0] - low == pytest.approx((high - low) / 5)
     assert moved[1] - moved[0] == pytest.approx(high - low)
     browser.press("-")
     browser.press("0")
-    wait(browser)
+    browser.settle()
     assert browser.ask(across) == pytest.approx(home[0])
     assert browser.ask(up) == pytest.approx(home[1])
     assert browser.ask("scrollY") == top
@@ -495,12 +495,12 @@ def test_a_drag_zooms_and_a_double_click_shows_all_again(browser, sheet):
     home = [browser.ask(RANGE.format(axis)) for axis in "xy"]
     x, y = middle_of_first_chart(browser)
     browser.drag((x - 60, y - 40), (x + 60, y + 40))
-    wait(browser, 600)
+    browser.settle(600)
     (low, high), (bottom, top) = (browser.ask(RANGE.format(axis)) for axis in "xy")
     assert home[0][0] < low < high < home[0][1]
     assert home[1][0] < bottom < top < home[1][1]
     browser.double_click((x, y))
-    wait(browser, 600)
+    browser.settle(600)
     assert [browser.ask(RANGE.format(axis)) for axis in "xy"] == [pytest.approx(r) for r in home]
     assert browser.problems == []
 
@@ -517,7 +517,7 @@ def test_a_finger_on_a_chart_scrolls_the_page(browser, sheet):
         assert browser.until(f"scrollY - {top} > 200")
         assert browser.ask(RANGE.format("x")) == home
         browser.ask("document.querySelector('.tools [data-act=in]').click()")
-        wait(browser)
+        browser.settle()
         assert browser.ask(RANGE.format("x")) != home
     finally:
         browser.touch(False)
@@ -543,20 +543,20 @@ def test_buttons_zoom_and_hide_lines_and_a_zoom_stays_when_the_light_changes(bro
     zoomed = browser.ask(RANGE.format("x"))
     browser.ask("document.querySelector('.key').focus()")
     browser.press("Enter")
-    wait(browser)
+    browser.settle()
     assert browser.ask("document.querySelector('.key').ariaPressed") == "false"
     shown = "document.querySelector('.plot').data.filter(t => t.visible === true).length"
     assert browser.ask(shown) == 2  # the other line and its band
     ink = "document.querySelector('.plot').layout.font.color"
     light = browser.ask(ink)
     browser.emulate(prefers_color_scheme="dark")
-    wait(browser)
+    browser.settle()
     assert browser.ask(ink) != light
     assert browser.ask(RANGE.format("x")) == pytest.approx(zoomed)
     assert browser.ask(shown) == 2
     browser.press("Enter")
     browser.ask("document.querySelector('.tools [data-act=home]').click()")
-    wait(browser)
+    browser.settle()
     assert browser.ask(shown) == 4
     assert browser.ask(RANGE.format("x")) != pytest.approx(zoomed)
 
@@ -565,7 +565,7 @@ def test_buttons_zoom_and_hide_lines_and_a_zoom_stays_when_the_light_changes(bro
 @needs_chromium
 def test_a_score_shows_the_claims_of_its_kind(browser, sheet):
     browser.open(sheet)
-    wait(browser)
+    browser.settle()
     shown = "[...document.querySelectorAll('{}')].filter(e => e.offsetParent)"
     browser.ask("document.querySelector('.scores [data-mark=no] button').click()")
     for what in (".card", ".tiles li"):
@@ -574,7 +574,7 @@ def test_a_score_shows_the_claims_of_its_kind(browser, sheet):
         assert set(marks) == {"no"}
     assert browser.ask("document.querySelector('.shown').textContent").startswith("Only ")
     browser.ask("location.hash = '#at-claim-faster'")  # a link to a hidden one shows it
-    wait(browser)
+    browser.settle()
     assert browser.ask(f"{shown.format('#at-claim-faster')}.length") == 1
     browser.ask("document.querySelector('.scores [data-mark=no] button').click()")
     browser.ask("document.querySelector('.shown button').click()")
@@ -588,11 +588,11 @@ def test_a_score_shows_the_claims_of_its_kind(browser, sheet):
 def test_a_tile_leads_to_its_card_and_back(browser, sheet):
     browser.open(sheet)
     browser.ask("document.querySelectorAll('.tiles a')[1].click()")
-    wait(browser)
+    browser.settle()
     card = browser.ask("location.hash.slice(1)")
     assert abs(browser.ask(f"document.getElementById('{card}').getBoundingClientRect().top")) < 40
     browser.ask(f"document.getElementById('{card}').querySelector('.back a').click()")
-    wait(browser)
+    browser.settle()
     assert browser.ask("document.querySelector('.board').getBoundingClientRect().top") >= -5
 
 
@@ -600,9 +600,9 @@ def test_a_tile_leads_to_its_card_and_back(browser, sheet):
 @needs_chromium
 def test_print_has_every_chart_on_light_paper(browser, sheet, tmp_path):
     browser.open(sheet, prefers_color_scheme="dark")
-    wait(browser)
+    browser.settle()
     browser.emulate("print", prefers_color_scheme="dark")
-    wait(browser)
+    browser.settle()
     total = browser.ask("document.querySelectorAll('.plot').length")
     assert browser.ask("document.querySelectorAll('.js-plotly-plot').length") == total
     assert browser.ask("document.querySelector('.plot').layout.paper_bgcolor") == "#ffffff"
@@ -610,7 +610,7 @@ def test_print_has_every_chart_on_light_paper(browser, sheet, tmp_path):
     tools = "getComputedStyle(document.querySelector('.tools')).display"
     assert browser.ask(tools) == "none"
     browser.emulate(prefers_color_scheme="dark")
-    wait(browser)
+    browser.settle()
     assert browser.ask(tools) == "flex"
     width = browser.ask("document.querySelector('.plot').clientWidth")
     assert browser.ask("document.querySelector('.plot .main-svg').clientWidth") == width

@@ -524,7 +524,7 @@ def test_a_norm_of_the_map_leads_to_its_layer(browser, sheet):
     browser.ask(f"{fold}.open = false")
     browser.ask("document.querySelector('.flow a[href=\"#at-layer-2\"]').focus()")
     browser.press("Enter")
-    browser.ask("new Promise(done => setTimeout(done, 100))")
+    browser.settle()
     assert browser.ask(f"{fold}.open")
     assert browser.ask(f"document.activeElement === {fold}.querySelector('summary')")
     top = browser.ask(f"{fold}.getBoundingClientRect().top")

@@ -623,7 +623,7 @@ def test_a_link_opens_what_it_leads_to_also_a_second_time(browser, sheet):
     for _ in range(2):
         browser.ask("document.querySelector('.places a[href=\"#at-fold-1\"]').focus()")
         browser.press("Enter")
-        browser.ask("new Promise(done => setTimeout(done, 100))")
+        browser.settle()
         assert browser.ask(f"{fold}.open")
         assert browser.ask(f"document.activeElement === {fold}.querySelector('summary')")
         browser.ask(f"{fold}.open = false")
@@ -638,7 +638,7 @@ def test_buttons_open_all_and_copy(browser, sheet):
     browser.ask("document.querySelectorAll('.all button')[1].click()")
     assert browser.ask("document.querySelectorAll('.fold[open]').length") == 0
     browser.ask("document.querySelector('.code button').click()")
-    browser.ask("new Promise(done => setTimeout(done, 200))")
+    browser.settle()
     assert browser.ask("document.querySelector('.code button').textContent") in (
         ("Copied", "Selected")
     )
