@@ -10,11 +10,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
+from normkit.kernels.cpu.geometry import (
+    ceil_div,
+    data_of,
+    finish_task,
+    first_task,
+    get,
+    keep,
+)
 from normkit.kernels.cpu.intrinsics import (
+    bare,
     compute_size,
     is_crossed,
     itemsize,
@@ -23,6 +30,7 @@ from normkit.kernels.cpu.intrinsics import (
     write_compute,
     write_double,
 )
+from normkit.kernels.cpu.jit import kernel, part
 from normkit.kernels.cpu.runs import (
     TILE,
     emit_normalized,
@@ -37,14 +45,14 @@ _PILOT = 16
 _PART = 512
 
 
-@njit(nogil=True)
+@part()
 def address_of(v, geometry, base, field, outer, row, column):
     """Address of an element of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1) + column
     return base + place * itemsize(v)
 
 
-@njit(nogil=True)
+@part()
 def _sum_columns(
     v, geometry, x, outer0, outer1, row0, rows, column, width, center, pilots, firsts, seconds
 ):
@@ -70,8 +78,8 @@ def _sum_columns(
                     part_firsts[j] = part_seconds[j] = 0.0
                 sums_across(
                     v, address_of(v, geometry, x, geo.X_OUTER, outer, row, column), stride,
-                    min(_PART, row0 + rows - row), width, pilots.ctypes.data,
-                    part_firsts.ctypes.data, part_seconds.ctypes.data,
+                    min(_PART, row0 + rows - row), width, data_of(pilots),
+                    data_of(part_firsts), data_of(part_seconds),
                 )  # fmt: skip
                 for j in range(width):
                     firsts[j] += part_firsts[j]
@@ -87,7 +95,7 @@ def _sum_columns(
     keep(part_firsts), keep(part_seconds)
 
 
-@njit(nogil=True)
+@part()
 def _pool_columns(count, span, center, pilots, firsts, seconds, column):
     """Mean and M2 of the set made of ``span`` columns from ``column`` on."""
     mean, m2 = 0.0, 0.0
@@ -103,7 +111,7 @@ def _pool_columns(count, span, center, pilots, firsts, seconds, column):
     return mean, m2
 
 
-@njit(nogil=True)
+@part()
 def fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets, coefficients):
     """Mean, scale and shift of each column in the compute dtype, one array after the other."""
     step = width * compute_size(v)
@@ -120,7 +128,7 @@ def fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
         write_compute(v, coefficients + 2 * step, j, to_compute(v, shift))
 
 
-@njit(nogil=True)
+@part()
 def row_gamma(v, geometry, gamma, beta, outer, row):
     """A row's gamma and beta, if they vary with the row."""
     if is_crossed(v):
@@ -132,7 +140,7 @@ def row_gamma(v, geometry, gamma, beta, outer, row):
     return to_compute(v, 1.0), to_compute(v, 0.0)
 
 
-@njit(nogil=True)
+@part()
 def _emit_rows(
     v,
     geometry,
@@ -149,16 +157,17 @@ def _emit_rows(
     coefficients,
     scratch,
 ):
+    plain = bare(v)
     step = width * compute_size(v)
     whole = width == get(geometry, geo.RUN) and get(geometry, geo.Y_ROW) == width
-    cursor = 0
+    cursor = np.intp(0)
     for row in range(row0, row1):
-        g, b = row_gamma(v, geometry, gamma, beta, outer, row)
+        g, b = row_gamma(plain, geometry, gamma, beta, outer, row)
         cursor = emit_normalized(
             v,
-            address_of(v, geometry, x, geo.X_OUTER, outer, row, column),
-            address_of(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
-            address_of(v, geometry, y, geo.Y_OUTER, outer, row, column),
+            address_of(plain, geometry, x, geo.X_OUTER, outer, row, column),
+            address_of(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
+            address_of(plain, geometry, y, geo.Y_OUTER, outer, row, column),
             width, coefficients, coefficients + step, coefficients + 2 * step, g, b,
             get(geometry, geo.STREAMED), scratch, cursor, not whole or row + 1 == row1,
         )  # fmt: skip
@@ -167,6 +176,7 @@ def _emit_rows(
 @kernel
 def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, scale, counters):
     """Moments and result, block of sets by block of sets. Writes mean and m2 a set."""
+    plain = bare(v)
     span, run, rows = get(geometry, geo.SET_LINES), get(geometry, geo.RUN), get(geometry, geo.ROWS)
     outer_sets = ceil_div(get(geometry, geo.OUTER), get(geometry, geo.SET_OUTER))
     line_sets = run // span
@@ -192,7 +202,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
             outer0 = k * get(geometry, geo.SET_OUTER)
             outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
             count = np.float64((outer1 - outer0) * rows)
-            _sum_columns(v, geometry, x, outer0, outer1, 0, rows, column, width, center,
+            _sum_columns(plain, geometry, x, outer0, outer1, 0, rows, column, width, center,
                          pilots, firsts, seconds)  # fmt: skip
             for s in range(width // span):
                 a, b = _pool_columns(count, span, center, pilots, firsts, seconds, s * span)
@@ -203,11 +213,13 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
                     firsts[j], seconds[j] = a, slope
             for outer in range(outer0, outer1):
                 if outer == outer0 or get(geometry, geo.GAMMA_OUTER):
-                    fill(v, geometry, gamma, beta, outer, column, width, firsts, seconds, offsets,
-                          coefficients.ctypes.data)  # fmt: skip
+                    fill(
+                        plain, geometry, gamma, beta, outer, column, width, firsts, seconds,
+                        offsets, data_of(coefficients),
+                    )  # fmt: skip
                 _emit_rows(
                     v, geometry, x, residual, y, gamma, beta, outer, 0, rows, column, width,
-                    coefficients.ctypes.data, scratch.ctypes.data,
+                    data_of(coefficients), data_of(scratch),
                 )  # fmt: skip
         task = finish_task(counters, task)
     keep(pilots), keep(firsts), keep(seconds), keep(coefficients), keep(scratch)
@@ -234,7 +246,7 @@ def moments(v, geometry, x, mean, m2, center, counters):
     keep(pilots), keep(firsts), keep(seconds)
 
 
-@njit(nogil=True)
+@part()
 def read_lines(base, index, width, into):
     for j in range(width):
         into[j] = read_double(base, index + j)
@@ -243,6 +255,7 @@ def read_lines(base, index, width, into):
 @kernel
 def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counters):
     """The result from mean, slope and offset of every column of every outer block."""
+    plain = bare(v)
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
     tiles = ceil_div(rows, tile)
     tasks = get(geometry, geo.OUTER) * tiles
@@ -257,11 +270,11 @@ def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counter
         read_lines(mean, outer * run, run, means)
         read_lines(slope, outer * run, run, slopes)
         read_lines(offset, outer * run, run, offsets)
-        fill(v, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
-              coefficients.ctypes.data)  # fmt: skip
+        fill(plain, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
+              data_of(coefficients))  # fmt: skip
         _emit_rows(
             v, geometry, x, residual, y, gamma, beta, outer, row, min(row + tile, rows), 0, run,
-            coefficients.ctypes.data, scratch.ctypes.data,
+            data_of(coefficients), data_of(scratch),
         )  # fmt: skip
         task = finish_task(counters, task)
     keep(coefficients), keep(scratch)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.across import address_of, fill, read_lines, row_gamma
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
+from normkit.kernels.cpu.geometry import (
+    ceil_div,
+    data_of,
+    finish_task,
+    first_task,
+    get,
+    keep,
+)
 from normkit.kernels.cpu.intrinsics import (
+    bare,
     compute_size,
     is_crossed,
     itemsize,
@@ -17,6 +24,7 @@ from normkit.kernels.cpu.intrinsics import (
     write_compute,
     write_double,
 )
+from normkit.kernels.cpu.jit import kernel, part
 from normkit.kernels.cpu.runs import (
     TILE,
     affine_sums_across,
@@ -27,7 +35,7 @@ from normkit.kernels.cpu.runs import (
 from normkit.kernels.cpu.sets import gradient_line, remainder, set_slope
 
 
-@njit(nogil=True)
+@part()
 def _sum_rows(
     v, geometry, x, dy, residual, gamma, beta, outer, row0, row1, column, width, coefficients,
     means, slopes, offsets, firsts, seconds, dgamma, dbeta,
@@ -36,6 +44,7 @@ def _sum_rows(
 
     Where gamma varies with the row, ``dgamma`` and ``dbeta`` (or 0) receive a number a row.
     """
+    plain = bare(v)
     step = width * compute_size(v)
     for j in range(width):
         firsts[j] = seconds[j] = 0.0
@@ -45,60 +54,61 @@ def _sum_rows(
         while row + 2 <= row1:
             gradient_sums_across_two(
                 v,
-                address_of(v, geometry, x, geo.X_OUTER, outer, row, column),
-                address_of(v, geometry, dy, geo.DY_OUTER, outer, row, column),
-                address_of(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
+                address_of(plain, geometry, x, geo.X_OUTER, outer, row, column),
+                address_of(plain, geometry, dy, geo.DY_OUTER, outer, row, column),
+                address_of(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
                 get(geometry, geo.X_ROW) * size, get(geometry, geo.DY_ROW) * size,
-                get(geometry, geo.RESIDUAL_ROW) * size, width, means.ctypes.data,
+                get(geometry, geo.RESIDUAL_ROW) * size, width, data_of(means),
                 coefficients, coefficients + step, coefficients + 2 * step,
-                firsts.ctypes.data, seconds.ctypes.data,
+                data_of(firsts), data_of(seconds),
             )  # fmt: skip
             row += 2
     while row < row1:
-        g, b = row_gamma(v, geometry, gamma, beta, outer, row)
-        x_row = address_of(v, geometry, x, geo.X_OUTER, outer, row, column)
-        dy_row = address_of(v, geometry, dy, geo.DY_OUTER, outer, row, column)
-        residual_row = address_of(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column)
+        g, b = row_gamma(plain, geometry, gamma, beta, outer, row)
+        x_row = address_of(plain, geometry, x, geo.X_OUTER, outer, row, column)
+        dy_row = address_of(plain, geometry, dy, geo.DY_OUTER, outer, row, column)
+        residual_row = address_of(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column)
         gradient_sums_across(
-            v, x_row, dy_row, residual_row, width, means.ctypes.data,
+            v, x_row, dy_row, residual_row, width, data_of(means),
             coefficients, coefficients + step, coefficients + 2 * step, g, b,
-            firsts.ctypes.data, seconds.ctypes.data,
+            data_of(firsts), data_of(seconds),
         )  # fmt: skip
         if is_crossed(v) and dgamma != 0:
             to_beta, to_gamma = affine_sums_across(
-                v, x_row, dy_row, residual_row, width, means.ctypes.data,
+                v, x_row, dy_row, residual_row, width, data_of(means),
                 coefficients, coefficients + step, coefficients + 2 * step, g, b,
-                slopes.ctypes.data, offsets.ctypes.data,
+                data_of(slopes), data_of(offsets),
             )  # fmt: skip
             write_double(dbeta, row, to_beta)
             write_double(dgamma, row, to_gamma)
         row += 1
 
 
-@njit(nogil=True)
+@part()
 def _emit_gradient_rows(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row0, row1, column, width,
     coefficients, gradients, curved, scratch,
 ):  # fmt: skip
+    plain = bare(v)
     step = width * compute_size(v)
     whole = width == get(geometry, geo.RUN) and get(geometry, geo.Y_ROW) == width
-    cursor = 0
+    cursor = np.intp(0)
     for row in range(row0, row1):
-        g, b = row_gamma(v, geometry, gamma, beta, outer, row)
+        g, b = row_gamma(plain, geometry, gamma, beta, outer, row)
         cursor = emit_gradient(
             v,
-            address_of(v, geometry, x, geo.X_OUTER, outer, row, column),
-            address_of(v, geometry, dy, geo.DY_OUTER, outer, row, column),
-            address_of(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
-            address_of(v, geometry, dx, geo.Y_OUTER, outer, row, column),
-            address_of(v, geometry, dz_out, geo.Y_OUTER, outer, row, column),
+            address_of(plain, geometry, x, geo.X_OUTER, outer, row, column),
+            address_of(plain, geometry, dy, geo.DY_OUTER, outer, row, column),
+            address_of(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row, column),
+            address_of(plain, geometry, dx, geo.Y_OUTER, outer, row, column),
+            address_of(plain, geometry, dz_out, geo.Y_OUTER, outer, row, column),
             width, coefficients, coefficients + step, coefficients + 2 * step, g, b,
             gradients, gradients + step, curved, get(geometry, geo.STREAMED), scratch, cursor,
             not whole or row + 1 == row1,
         )  # fmt: skip
 
 
-@njit(nogil=True)
+@part()
 def _fill_gradient(v, means, linears, constants, width, gradients, curved):
     """``linear`` and ``constant`` of each column in the compute dtype."""
     step = width * compute_size(v)
@@ -110,7 +120,7 @@ def _fill_gradient(v, means, linears, constants, width, gradients, curved):
         write_compute(v, gradients + step, j, to_compute(v, constant))
 
 
-@njit(nogil=True)
+@part()
 def _fold_sums(
     v, geometry, gamma, owner, outer, column, width, slopes, firsts, seconds, dzs, dzxs,
     dgamma, dbeta,
@@ -141,6 +151,7 @@ def backpropagate(
     run of columns for each outer set, or for each sample where gamma has one for each; when
     crossed, a column of rows for each outer block and block of columns.
     """
+    plain = bare(v)
     span, run, rows = get(geometry, geo.SET_LINES), get(geometry, geo.RUN), get(geometry, geo.ROWS)
     outer_sets = ceil_div(get(geometry, geo.OUTER), get(geometry, geo.SET_OUTER))
     line_sets = run // span
@@ -158,7 +169,7 @@ def backpropagate(
         set0 = task % columns * wide
         column = set0 * span
         width = min(wide, line_sets - set0) * span
-        gradients = coefficients.ctypes.data + 3 * width * compute_size(v)
+        gradients = data_of(coefficients) + 3 * width * compute_size(v)
         for k in range(start, min(start + block, outer_sets)):
             outer0 = k * get(geometry, geo.SET_OUTER)
             outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
@@ -173,15 +184,15 @@ def backpropagate(
                 share = (outer * columns + task % columns) * rows * 8
                 if not is_crossed(v) or dgamma == 0:
                     share = 0
-                fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
-                      coefficients.ctypes.data)  # fmt: skip
+                fill(plain, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
+                      data_of(coefficients))  # fmt: skip
                 _sum_rows(
                     v, geometry, x, dy, residual, gamma, beta, outer, 0, rows, column, width,
-                    coefficients.ctypes.data, means, slopes, offsets, firsts, seconds,
+                    data_of(coefficients), means, slopes, offsets, firsts, seconds,
                     dgamma + share, dbeta + share,
                 )  # fmt: skip
-                _fold_sums(v, geometry, gamma, owner, outer, column, width, slopes, firsts, seconds,
-                           dzs, dzxs, dgamma, dbeta)  # fmt: skip
+                _fold_sums(plain, geometry, gamma, owner, outer, column, width, slopes, firsts,
+                           seconds, dzs, dzxs, dgamma, dbeta)  # fmt: skip
             for s in range(width // span):
                 dz, dzx = 0.0, 0.0
                 for j in range(s * span, (s + 1) * span):
@@ -193,14 +204,14 @@ def backpropagate(
                 )  # fmt: skip
                 for j in range(s * span, (s + 1) * span):
                     dzs[j], dzxs[j] = linear, constant
-            _fill_gradient(v, means, dzs, dzxs, width, gradients, scale)
+            _fill_gradient(plain, means, dzs, dzxs, width, gradients, scale)
             for outer in range(outer0, outer1):
                 if get(geometry, geo.GAMMA_OUTER):
-                    fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
-                          coefficients.ctypes.data)  # fmt: skip
+                    fill(plain, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
+                          data_of(coefficients))  # fmt: skip
                 _emit_gradient_rows(
                     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, 0, rows, column,
-                    width, coefficients.ctypes.data, gradients, scale, scratch.ctypes.data,
+                    width, data_of(coefficients), gradients, scale, data_of(scratch),
                 )  # fmt: skip
         task = finish_task(counters, task)
     keep(means), keep(slopes), keep(offsets), keep(firsts), keep(seconds)
@@ -216,6 +227,7 @@ def gradient_sums(
     When crossed, dz comes times gamma, and ``dgamma`` and ``dbeta`` (or address 0) receive a number
     for each row of each outer block.
     """
+    plain = bare(v)
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
     tiles = ceil_div(rows, tile)
     means, slopes, offsets = np.empty(run), np.empty(run), np.empty(run)
@@ -227,12 +239,12 @@ def gradient_sums(
         read_lines(mean, outer * run, run, means)
         read_lines(slope, outer * run, run, slopes)
         read_lines(offset, outer * run, run, offsets)
-        fill(v, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
-              coefficients.ctypes.data)  # fmt: skip
+        fill(plain, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
+              data_of(coefficients))  # fmt: skip
         share = outer * rows * 8 if is_crossed(v) and dgamma != 0 else 0
         _sum_rows(
             v, geometry, x, dy, residual, gamma, beta, outer, row, min(row + tile, rows), 0, run,
-            coefficients.ctypes.data, means, slopes, offsets, firsts, seconds,
+            data_of(coefficients), means, slopes, offsets, firsts, seconds,
             dgamma + share, dbeta + share,
         )  # fmt: skip
         for j in range(run):
@@ -248,13 +260,14 @@ def gradient_apply(
     curved, counters,
 ):  # fmt: skip
     """dx from the coefficients of every column of every outer block."""
+    plain = bare(v)
     run, rows, tile = get(geometry, geo.RUN), get(geometry, geo.ROWS), get(geometry, geo.TILE_ROWS)
     tiles = ceil_div(rows, tile)
     tasks = get(geometry, geo.OUTER) * tiles
     means, slopes, offsets = np.empty(run), np.empty(run), np.empty(run)
     linears, constants = np.empty(run), np.empty(run)
     coefficients = np.empty(5 * run * compute_size(v), np.uint8)
-    gradients = coefficients.ctypes.data + 3 * run * compute_size(v)
+    gradients = data_of(coefficients) + 3 * run * compute_size(v)
     scratch = np.empty(2 * TILE * itemsize(v), np.uint8)
     task = first_task(counters)
     while task < tasks:
@@ -266,13 +279,13 @@ def gradient_apply(
         read_lines(offset, outer * run, run, offsets)
         read_lines(linear, outer * run, run, linears)
         read_lines(constant, outer * run, run, constants)
-        fill(v, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
-              coefficients.ctypes.data)  # fmt: skip
-        _fill_gradient(v, means, linears, constants, run, gradients, curved)
+        fill(plain, geometry, gamma, beta, outer, 0, run, means, slopes, offsets,
+              data_of(coefficients))  # fmt: skip
+        _fill_gradient(plain, means, linears, constants, run, gradients, curved)
         _emit_gradient_rows(
             v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row,
-            min(row + tile, rows), 0, run, coefficients.ctypes.data, gradients, curved,
-            scratch.ctypes.data,
+            min(row + tile, rows), 0, run, data_of(coefficients), gradients, curved,
+            data_of(scratch),
         )  # fmt: skip
         task = finish_task(counters, task)
     keep(coefficients), keep(scratch)

@@ -13,11 +13,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
+from normkit.kernels.cpu.geometry import (
+    ceil_div,
+    data_of,
+    finish_task,
+    first_task,
+    get,
+    keep,
+)
 from normkit.kernels.cpu.intrinsics import (
+    bare,
     compute_size,
     is_crossed,
     itemsize,
@@ -25,6 +32,7 @@ from normkit.kernels.cpu.intrinsics import (
     to_compute,
     write_double,
 )
+from normkit.kernels.cpu.jit import kernel, part
 from normkit.kernels.cpu.runs import (
     TILE,
     emit_normalized,
@@ -37,7 +45,7 @@ from normkit.kernels.cpu.sets import is_far, remainder, set_moments, set_slope
 _PILOT = 64
 
 
-@njit(nogil=True)
+@part()
 def pilot_of(v, x, n):
     """Mean of a run's first elements; 0 if that is not finite."""
     count = min(n, _PILOT)
@@ -48,7 +56,7 @@ def pilot_of(v, x, n):
     return pilot if math.isfinite(pilot) else 0.0
 
 
-@njit(nogil=True)
+@part()
 def _sum_block(
     v, geometry, x, outer0, outer1, line0, lines, count, pilots, firsts, seconds, center
 ):
@@ -83,14 +91,14 @@ def _sum_block(
             break
 
 
-@njit(nogil=True)
+@part()
 def row_address(v, geometry, base, field, outer, row):
     """Address of a row of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1)
     return base + place * itemsize(v)
 
 
-@njit(nogil=True)
+@part()
 def line_numbers(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     """gamma, beta, mean, scale and shift as the loops take them."""
     index = outer * get(geometry, geo.GAMMA_OUTER) + row * get(geometry, geo.GAMMA_LINE)
@@ -105,19 +113,20 @@ def line_numbers(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     return gamma, beta, rounded, to_compute(v, slope), to_compute(v, shift)
 
 
-@njit(nogil=True)
+@part()
 def _emit_row(
     v, geometry, x, residual, y, gamma, beta, outer, row, mean, slope, offset, scratch, cursor, last
 ):
     """Normalize one row, given its set's mean, slope and offset."""
+    plain = bare(v)
     gamma, beta, rounded, factor, shift = line_numbers(
-        v, geometry, gamma, beta, outer, row, mean, slope, offset
+        plain, geometry, gamma, beta, outer, row, mean, slope, offset
     )
     return emit_normalized(
         v,
-        row_address(v, geometry, x, geo.X_OUTER, outer, row),
-        row_address(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
-        row_address(v, geometry, y, geo.Y_OUTER, outer, row),
+        row_address(plain, geometry, x, geo.X_OUTER, outer, row),
+        row_address(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
+        row_address(plain, geometry, y, geo.Y_OUTER, outer, row),
         get(geometry, geo.RUN), rounded, factor, shift, gamma, beta, get(geometry, geo.STREAMED),
         scratch, cursor, last or get(geometry, geo.Y_ROW) != get(geometry, geo.RUN),
     )  # fmt: skip
@@ -126,6 +135,7 @@ def _emit_row(
 @kernel
 def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, scale, counters):
     """Moments and result, block of sets by block of sets. Writes mean and m2 a set."""
+    plain = bare(v)
     span, lines = get(geometry, geo.SET_LINES), get(geometry, geo.ROWS)
     outer_sets = ceil_div(get(geometry, geo.OUTER), get(geometry, geo.SET_OUTER))
     line_sets = lines // span
@@ -144,7 +154,7 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
             outer1 = min(outer0 + get(geometry, geo.SET_OUTER), get(geometry, geo.OUTER))
             elements = np.float64((outer1 - outer0) * span * get(geometry, geo.RUN))
             _sum_block(
-                v,
+                plain,
                 geometry,
                 x,
                 outer0,
@@ -164,12 +174,12 @@ def normalize(v, geometry, x, residual, y, gamma, beta, mean, m2, eps, center, s
                 write_double(m2, index, b)
                 firsts[s], seconds[s] = a, set_slope(b, elements, eps, center, scale)
             for outer in range(outer0, outer1):
-                cursor = 0
+                cursor = np.intp(0)
                 for s in range(count):
                     for r in range(span):
                         cursor = _emit_row(
                             v, geometry, x, residual, y, gamma, beta, outer, (set0 + s) * span + r,
-                            firsts[s], seconds[s], 0.0, scratch.ctypes.data, cursor,
+                            firsts[s], seconds[s], 0.0, data_of(scratch), cursor,
                             s == count - 1 and r == span - 1,
                         )  # fmt: skip
         task = finish_task(counters, task)
@@ -206,12 +216,12 @@ def apply(v, geometry, x, residual, y, gamma, beta, mean, slope, offset, counter
     task = first_task(counters)
     while task < ceil_div(total, tile):
         end = min((task + 1) * tile, total)
-        cursor = 0
+        cursor = np.intp(0)
         for line in range(task * tile, end):
             cursor = _emit_row(
                 v, geometry, x, residual, y, gamma, beta, line // rows, line % rows,
                 read_double(mean, line), read_double(slope, line), read_double(offset, line),
-                scratch.ctypes.data, cursor, line + 1 == end or (line + 1) % rows == 0,
+                data_of(scratch), cursor, line + 1 == end or (line + 1) % rows == 0,
             )  # fmt: skip
         task = finish_task(counters, task)
     keep(scratch)

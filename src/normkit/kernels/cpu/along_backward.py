@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.along import line_numbers, row_address
-from normkit.kernels.cpu.geometry import ceil_div, finish_task, first_task, get, keep, kernel
+from normkit.kernels.cpu.geometry import (
+    ceil_div,
+    data_of,
+    finish_task,
+    first_task,
+    get,
+    keep,
+)
 from normkit.kernels.cpu.intrinsics import (
+    bare,
     is_crossed,
     itemsize,
     read_double,
     to_compute,
     write_double,
 )
+from normkit.kernels.cpu.jit import kernel, part
 from normkit.kernels.cpu.runs import TILE, affine_sums_along, emit_gradient, gradient_sums_along
 from normkit.kernels.cpu.sets import gradient_line, remainder, set_slope
 
 
-@njit(nogil=True)
+@part()
 def _row_sums(
     v, geometry, x, dy, residual, gamma, beta, outer, row, mean, slope, offset, dbeta, dgamma
 ):
@@ -27,12 +35,13 @@ def _row_sums(
 
     Where gamma varies inside the row its gradient is added up here, element by element.
     """
+    plain = bare(v)
     n = get(geometry, geo.RUN)
-    x = row_address(v, geometry, x, geo.X_OUTER, outer, row)
-    dy = row_address(v, geometry, dy, geo.DY_OUTER, outer, row)
-    residual = row_address(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row)
+    x = row_address(plain, geometry, x, geo.X_OUTER, outer, row)
+    dy = row_address(plain, geometry, dy, geo.DY_OUTER, outer, row)
+    residual = row_address(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row)
     gamma, beta, rounded, factor, shift = line_numbers(
-        v, geometry, gamma, beta, outer, row, mean, slope, offset
+        plain, geometry, gamma, beta, outer, row, mean, slope, offset
     )
     if is_crossed(v) and dgamma != 0:
         affine_sums_along(
@@ -42,30 +51,31 @@ def _row_sums(
     return gradient_sums_along(v, x, dy, residual, n, mean, rounded, factor, shift, gamma, beta)
 
 
-@njit(nogil=True)
+@part()
 def _emit_gradient_row(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row, mean, slope, offset,
     linear, constant, curved, scratch, cursor, last,
 ):  # fmt: skip
+    plain = bare(v)
     gamma, beta, rounded, factor, shift = line_numbers(
-        v, geometry, gamma, beta, outer, row, mean, slope, offset
+        plain, geometry, gamma, beta, outer, row, mean, slope, offset
     )
     if curved:
         constant -= linear * remainder(mean, rounded)
     return emit_gradient(
         v,
-        row_address(v, geometry, x, geo.X_OUTER, outer, row),
-        row_address(v, geometry, dy, geo.DY_OUTER, outer, row),
-        row_address(v, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
-        row_address(v, geometry, dx, geo.Y_OUTER, outer, row),
-        row_address(v, geometry, dz_out, geo.Y_OUTER, outer, row),
+        row_address(plain, geometry, x, geo.X_OUTER, outer, row),
+        row_address(plain, geometry, dy, geo.DY_OUTER, outer, row),
+        row_address(plain, geometry, residual, geo.RESIDUAL_OUTER, outer, row),
+        row_address(plain, geometry, dx, geo.Y_OUTER, outer, row),
+        row_address(plain, geometry, dz_out, geo.Y_OUTER, outer, row),
         get(geometry, geo.RUN), rounded, factor, shift, gamma, beta,
         to_compute(v, linear), to_compute(v, constant), curved, get(geometry, geo.STREAMED),
         scratch, cursor, last or get(geometry, geo.Y_ROW) != get(geometry, geo.RUN),
     )  # fmt: skip
 
 
-@njit(nogil=True)
+@part()
 def _gamma_number(v, geometry, gamma, outer, row):
     """The row's gamma; 1 where it varies inside the row and is in the sums already."""
     if is_crossed(v):
@@ -75,7 +85,7 @@ def _gamma_number(v, geometry, gamma, outer, row):
     )
 
 
-@njit(nogil=True)
+@part()
 def _add(base, index, value):
     write_double(base, index, read_double(base, index) + value)
 
@@ -91,6 +101,7 @@ def backpropagate(
     row of lines for each outer set, or for each sample where gamma has one for each; when crossed,
     a run of elements for each task.
     """
+    plain = bare(v)
     span, rows, n = get(geometry, geo.SET_LINES), get(geometry, geo.ROWS), get(geometry, geo.RUN)
     outer_sets = ceil_div(get(geometry, geo.OUTER), get(geometry, geo.SET_OUTER))
     line_sets = rows // span
@@ -126,7 +137,7 @@ def backpropagate(
                         if dgamma != 0 and not is_crossed(v):
                             _add(dbeta, owner * rows + row, first)
                             _add(dgamma, owner * rows + row, second * slopes[s])
-                        g = _gamma_number(v, geometry, gamma, outer, row)
+                        g = _gamma_number(plain, geometry, gamma, outer, row)
                         dzs[s] += g * first
                         dzxs[s] += g * second
             for s in range(count):
@@ -142,13 +153,13 @@ def backpropagate(
                     np.float64(scale),
                 )
             for outer in range(outer0, outer1):
-                cursor = 0
+                cursor = np.intp(0)
                 for s in range(count):
                     for r in range(span):
                         cursor = _emit_gradient_row(
                             v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer,
                             (set0 + s) * span + r, means[s], slopes[s], 0.0, dzs[s], dzxs[s],
-                            scale, scratch.ctypes.data, cursor, s == count - 1 and r == span - 1,
+                            scale, data_of(scratch), cursor, s == count - 1 and r == span - 1,
                         )  # fmt: skip
         task = finish_task(counters, task)
     keep(scratch)
@@ -191,13 +202,13 @@ def gradient_apply(
     task = first_task(counters)
     while task < ceil_div(total, tile):
         end = min((task + 1) * tile, total)
-        cursor = 0
+        cursor = np.intp(0)
         for line in range(task * tile, end):
             cursor = _emit_gradient_row(
                 v, geometry, x, dy, residual, dx, dz_out, gamma, beta, line // rows, line % rows,
                 read_double(mean, line), read_double(slope, line), read_double(offset, line),
                 read_double(linear, line), read_double(constant, line), curved,
-                scratch.ctypes.data, cursor, line + 1 == end or (line + 1) % rows == 0,
+                data_of(scratch), cursor, line + 1 == end or (line + 1) % rows == 0,
             )  # fmt: skip
         task = finish_task(counters, task)
     keep(scratch)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 
 import numpy as np
-from numba import njit
 
 from normkit.kernels.cpu.intrinsics import fetch_add, read_integer
+from normkit.kernels.cpu.jit import part
 
 
 @dataclass(frozen=True)
@@ -59,27 +59,18 @@ class Geometry:
  RESIDUAL_OUTER, RESIDUAL_ROW) = range(20)  # fmt: skip
 
 
-def kernel(function):
-    """A compiled entry point, kept on disk where there is a folder to write to."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no place for a cache: compile anew in every process
-        return njit(**options)(function)
-
-
-@njit(nogil=True)
+@part()
 def ceil_div(a, b):
     return (a + b - 1) // b
 
 
-@njit(nogil=True)
+@part()
 def first_task(counters):
     """Threads draw tasks from a shared counter; a lone thread takes them in turn."""
     return fetch_add(counters, 0, 1) if counters else 0
 
 
-@njit(nogil=True)
+@part()
 def finish_task(counters, task):
     """Count a task as done and draw the next."""
     if not counters:
@@ -88,12 +79,18 @@ def finish_task(counters, task):
     return fetch_add(counters, 0, 1)
 
 
-@njit(nogil=True)
+@part()
 def get(geometry, field):
     return read_integer(geometry, field)
 
 
-@njit(nogil=True)
+@part()
+def data_of(array):
+    """Where a buffer begins, as a signed number like all addresses: each type means code more."""
+    return np.intp(array.ctypes.data)
+
+
+@part()
 def keep(array):
     """Keeps a buffer alive up to here: kernels hold addresses, which Numba does not count."""
     return array.size

@@ -32,8 +32,9 @@ CACHE_LINE = 64
 #: Files whose code ends up in the machine code.
 _COMPILED = ("kernels/cpu/across.py", "kernels/cpu/across_backward.py", "kernels/cpu/along.py",
              "kernels/cpu/along_backward.py", "kernels/cpu/geometry.py",
-             "kernels/cpu/intrinsics.py", "kernels/cpu/mathops.py", "kernels/cpu/runs.py",
-             "kernels/cpu/sets.py", "coefficients.py", "epilogues.py", "moments.py")  # fmt: skip
+             "kernels/cpu/intrinsics.py", "kernels/cpu/jit.py", "kernels/cpu/mathops.py",
+             "kernels/cpu/runs.py", "kernels/cpu/sets.py", "coefficients.py", "epilogues.py",
+             "moments.py")  # fmt: skip
 
 
 @cache
@@ -70,6 +71,12 @@ class Variant(types.Type):
     @property
     def compute(self) -> types.Float:
         return types.float64 if self.dtype == "float64" else types.float32
+
+    @property
+    def bare(self) -> Variant:
+        """Without what is fused behind the norm."""
+        digest = self.digest if self.input_activation else ""
+        return Variant(self.dtype, "", False, self.crossed, digest, self.input_activation)
 
 
 @register_model(Variant)
@@ -292,6 +299,12 @@ def fetch_add(typingctx, base, index, amount):
 
 
 # --- compile-time answers -----------------------------------------------------------------------
+
+
+@intrinsic
+def bare(typingctx, variant):
+    """The variant for functions that no activation concerns: compiled once for all of them."""
+    return variant.bare(variant), lambda context, *_: context.get_dummy_value()
 
 
 def _question(result: Any, answer: Any) -> Any:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
 from numba.extending import overload, overload_method, register_jitable
 
 from normkit.epilogues import find_activation
 from normkit.kernels.cpu.intrinsics import Variant, power_of_two
+from normkit.kernels.cpu.jit import INLINED, inlined
 
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.6931471803691238, 1.9082149292705877e-10
@@ -24,7 +24,7 @@ _SQRT_HALF = 0.7071067811865476
 
 
 # No reassociation here: it would fold the rounding trick away.
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_exp(x):
     x = 709.0 if x > 709.0 else x
     x = -708.0 if x < -708.0 else x
@@ -45,7 +45,7 @@ def _fast_exp(x):
     return p * power_of_two(n)
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_erfc_positive(x):
     t = 1.0 / (1.0 + 0.5 * x)
     s = 2.0 * t - 1.0
@@ -71,13 +71,13 @@ def _fast_erfc_positive(x):
     return t * _fast_exp(p - x * x)
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_erfc(x):
     half = _fast_erfc_positive(abs(x))
     return 2.0 - half if x < 0.0 else half
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_erf(x):
     square = x * x
     series = 1.0 / 216.0 - square / 1320.0
@@ -88,7 +88,7 @@ def _fast_erf(x):
     return near if abs(x) < 0.1 else far
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_tanh(x):
     square = x * x
     near = x * (1.0 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
@@ -100,12 +100,12 @@ def _exact_normal_cdf(x):
     return 0.5 * math.erfc(-_SQRT_HALF * x)
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_normal_cdf(x):
     return 0.5 * _fast_erfc(-_SQRT_HALF * x)
 
 
-@njit(fastmath={"contract"})
+@inlined(fastmath={"contract"})
 def _fast_sigmoid(x):
     return 1.0 / (1.0 + _fast_exp(-x))
 
@@ -116,7 +116,7 @@ def _exact_sigmoid(x):
 
 def _method(name: str, fast: Any, exact: Any) -> None:
     """``ops.name(z)`` inside a kernel: exact where the results are float64."""
-    exact = register_jitable(exact)
+    exact = register_jitable(**INLINED)(exact)
 
     @overload_method(Variant, name)
     def choose(ops, z):
@@ -171,13 +171,13 @@ def _formula(which: str, field: str) -> Any:
         activation = find_activation(getattr(variant, which) or None)
         if activation is None:
             return lambda variant, z: z
-        formula = register_jitable(getattr(activation, field))
+        formula = register_jitable(**INLINED)(getattr(activation, field))
         return lambda variant, z: formula(z, variant)
 
     return choose
 
 
-overload(activate)(_formula("activation", "value"))
-overload(activation_slope)(_formula("activation", "slope"))
-overload(activate_input)(_formula("input_activation", "value"))
-overload(input_slope)(_formula("input_activation", "slope"))
+overload(activate, jit_options=INLINED)(_formula("activation", "value"))
+overload(activation_slope, jit_options=INLINED)(_formula("activation", "slope"))
+overload(activate_input, jit_options=INLINED)(_formula("input_activation", "value"))
+overload(input_slope, jit_options=INLINED)(_formula("input_activation", "slope"))

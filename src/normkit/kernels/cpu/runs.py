@@ -13,7 +13,7 @@ Its gradient is  dx = scale * dz + linear * (x - mean) + constant,  dz times gam
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
 from normkit.kernels.cpu import intrinsics as low
@@ -26,6 +26,7 @@ from normkit.kernels.cpu.intrinsics import (
     itemsize,
     to_compute,
 )
+from normkit.kernels.cpu.jit import inlined, part
 from normkit.kernels.cpu.mathops import activate, activate_input, activation_slope, input_slope
 
 # Sums may be reordered to fill vector registers (always in the same way, so results repeat);
@@ -44,7 +45,7 @@ _second, _add_second = low.double_reader("second"), low.double_writer("second")
 _pilot = low.double_reader("pilot")
 
 
-@njit(nogil=True, fastmath=_MAP)
+@inlined(fastmath=_MAP)
 def read_input(v, x, i):
     """What is normalized: x, or its activation."""
     value = _raw(v, x, i)
@@ -56,7 +57,7 @@ def read_input(v, x, i):
 _x = read_input
 
 
-@njit(nogil=True, fastmath=_MAP)
+@inlined(fastmath=_MAP)
 def _through_input(v, x, i, gradient):
     """The gradient of x from that of what is normalized."""
     if has_input_activation(v):
@@ -65,7 +66,7 @@ def _through_input(v, x, i, gradient):
     return gradient
 
 
-@njit(nogil=True, fastmath=_MAP)
+@inlined(fastmath=_MAP)
 def _standardized(v, x, residual, i, mean, scale, shift, gamma, beta):
     """The value in front of the activation."""
     z = (_x(v, x, i) - _mean(v, mean, i)) * _scale(v, scale, i) + _shift(v, shift, i)
@@ -76,7 +77,7 @@ def _standardized(v, x, residual, i, mean, scale, shift, gamma, beta):
     return z
 
 
-@njit(nogil=True, fastmath=_MAP)
+@inlined(fastmath=_MAP)
 def _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta):
     """The gradient in front of the activation."""
     dz = _dy(v, dy, i)
@@ -86,7 +87,7 @@ def _dz(v, x, dy, residual, i, mean, scale, shift, gamma, beta):
     return dz
 
 
-@njit(nogil=True, fastmath=_MAP)
+@part(fastmath=_MAP)
 def normalize(v, x, residual, y, n, mean, scale, shift, gamma, beta):
     for i in range(n):
         z = _standardized(v, x, residual, i, mean, scale, shift, gamma, beta)
@@ -95,7 +96,7 @@ def normalize(v, x, residual, y, n, mean, scale, shift, gamma, beta):
         _write(v, y, i, z)
 
 
-@njit(nogil=True, fastmath=_MAP)
+@part(fastmath=_MAP)
 def gradient(
     v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant, curved
 ):
@@ -124,7 +125,7 @@ def gradient(
 # --- sums over sets along the run: a run adds to one pair of sums -------------------------------
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def sums_along(v, x, n, pilot):
     """Sum of x - pilot and of its square, in float64.
 
@@ -143,7 +144,7 @@ def sums_along(v, x, n, pilot):
     return first, second
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def gradient_sums_along(v, x, dy, residual, n, center, mean, scale, shift, gamma, beta):
     """Sum of dz and of dz * (x - center), dz times gamma when crossed."""
     first, second = 0.0, 0.0
@@ -156,7 +157,7 @@ def gradient_sums_along(v, x, dy, residual, n, center, mean, scale, shift, gamma
     return first, second
 
 
-@njit(nogil=True, fastmath=_MAP)
+@part(fastmath=_MAP)
 def affine_sums_along(
     v, x, dy, residual, n, center, mean, scale, shift, gamma, beta, slope, offset, dbeta, dgamma
 ):
@@ -171,7 +172,7 @@ def affine_sums_along(
 # --- sums over sets across the run: every position of the run has a pair of sums ----------------
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def _sums_across_four(v, x, stride, n, pilot, first, second):
     x1, x2, x3 = x + stride, x + 2 * stride, x + 3 * stride
     for i in range(n):
@@ -183,7 +184,7 @@ def _sums_across_four(v, x, stride, n, pilot, first, second):
         _add_second(second, i, _second(second, i) + squares)
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def _sums_across_one(v, x, n, pilot, first, second):
     for i in range(n):
         d = np.float64(_x(v, x, i)) - _pilot(pilot, i)
@@ -191,7 +192,7 @@ def _sums_across_one(v, x, n, pilot, first, second):
         _add_second(second, i, _second(second, i) + d * d)
 
 
-@njit(nogil=True)
+@part()
 def sums_across(v, x, stride, rows, n, pilot, first, second):
     """Add x - pilot and its square of every row to the sums of its columns."""
     row = 0
@@ -204,7 +205,7 @@ def sums_across(v, x, stride, rows, n, pilot, first, second):
         row += 1
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def gradient_sums_across(
     v, x, dy, residual, n, pilot, mean, scale, shift, gamma, beta, first, second
 ):
@@ -218,23 +219,24 @@ def gradient_sums_across(
         _add_second(second, i, _second(second, i) + dz * centered)
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def gradient_sums_across_two(
     v, x, dy, residual, x_stride, dy_stride, residual_stride, n, pilot, mean, scale, shift,
     first, second,
 ):  # fmt: skip
     """The same for two rows at once, of a variant that is not crossed."""
     x1, dy1, residual1 = x + x_stride, dy + dy_stride, residual + residual_stride
+    unit = to_compute(v, 1.0)  # for gamma and beta, which are in scale and shift
     for i in range(n):
-        a = np.float64(_dz(v, x, dy, residual, i, mean, scale, shift, 0, 0))
-        b = np.float64(_dz(v, x1, dy1, residual1, i, mean, scale, shift, 0, 0))
+        a = np.float64(_dz(v, x, dy, residual, i, mean, scale, shift, unit, unit))
+        b = np.float64(_dz(v, x1, dy1, residual1, i, mean, scale, shift, unit, unit))
         p = _pilot(pilot, i)
         products = a * (np.float64(_x(v, x, i)) - p) + b * (np.float64(_x(v, x1, i)) - p)
         _add_first(first, i, _first(first, i) + (a + b))
         _add_second(second, i, _second(second, i) + products)
 
 
-@njit(nogil=True, fastmath=_SUM)
+@part(fastmath=_SUM)
 def affine_sums_across(
     v, x, dy, residual, n, pilot, mean, scale, shift, gamma, beta, slope, offset
 ):
@@ -254,7 +256,7 @@ def affine_sums_across(
 TILE = 2048
 
 
-@njit(nogil=True)
+@part()
 def flush(target, scratch, size):
     """Move ``size`` bytes from scratch to memory, whole cache lines past the cache."""
     head = min(-target % low.CACHE_LINE, size)
@@ -277,14 +279,15 @@ def _advance(v, value, count):
     return lambda v, value, count: value + count * compute_size(v)
 
 
-@njit(nogil=True)
+@part()
 def emit_normalized(
     v, x, residual, y, n, mean, scale, shift, gamma, beta, streamed, scratch, cursor, last
 ):
     """Normalize a run into memory, directly or through scratch.
 
     Runs that continue each other in memory share the scratch buffer: ``cursor`` says how much of it
-    is filled, and ``last`` that the next run does not continue this one.
+    is filled, and ``last`` that the next run does not continue this one. It starts as np.intp(0):
+    to Numba a literal 0 is of another type, for which all of this would be compiled again.
     """
     if not streamed:
         normalize(v, x, residual, y, n, mean, scale, shift, gamma, beta)
@@ -305,7 +308,7 @@ def emit_normalized(
     return cursor
 
 
-@njit(nogil=True)
+@part()
 def emit_gradient(
     v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant, curved,
     streamed, scratch, cursor, last,
