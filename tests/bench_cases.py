@@ -103,10 +103,11 @@ def _batch() -> list[Case]:
 def _fused() -> list[Case]:
     rows = [(shape, "first", "float32") for shape in IMAGES]
     rows += [(IMAGES[1], "last", "float32"), (IMAGES[1], "first", "bfloat16")]
-    return [
+    added = [
         Case("batch", shape, layout, dtype, residual=True, activation="relu")
         for shape, layout, dtype in rows
     ]
+    return added + [Case("batch", IMAGES[2], activation=name) for name in ("silu", "gelu")]
 
 
 def _tokens() -> list[Case]:

@@ -134,6 +134,24 @@ def test_inference(shape, axis):
     np.testing.assert_allclose(numbers(one), numbers(layer(x))[:1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_predictions_far_from_zero(shape, axis):
+    """Small ones take a way of their own under PyTorch, where nothing asks for gradients."""
+    if BACKEND == "torch":
+        from normkit.torch import use_native_up_to
+
+        use_native_up_to(None)
+    x = draw(*shape, mean=1e4)
+    layer = nkk.BatchNormalization(axis=axis)
+    gamma, beta = prepared(layer, x)
+    mean, var = draw(6, seed=2, mean=1e4), draw(6, seed=3) ** 2
+    layer.moving_mean.assign(mean)
+    layer.moving_variance.assign(var)
+    truth = Oracle(Sets(eps=1e-3), x, gamma, beta, axis=axis, statistics=(mean, var))
+    y = keras.Sequential([layer]).predict_on_batch(x)
+    bounds.check_forward(truth, y, None, "float32", unit=2.0**-24, flush=BACKEND != "torch")
+
+
 @pytest.mark.parametrize(("shape", "axis"), [((4, 6), -1), ((4, 3, 6), -1), ((4, 6, 3), 1)])
 @pytest.mark.parametrize("kind", ["batch", "ghost", "group", "instance"])
 def test_gamma_and_beta_of_each_sample(kind, shape, axis):
