@@ -105,39 +105,10 @@ def standardize(
 ) -> Tensor:
     """(x − mean) / sqrt(var + eps) · gamma + beta with one given value for each channel."""
     if keras.config.backend() == "torch" and _has_engine(x):
+        from normkit.torch import native
         from normkit.torch.calls import Plan, run
 
-        given = ops.convert_to_tensor(mean), ops.convert_to_tensor(var)
-        norm = Norm(eps=eps)
-        if _is_small_and_constant(norm, x, axis, *given, gamma, beta):
-            return _in_place(x, *given, gamma, beta, axis, eps)
-        return run(Plan(norm, axis=axis, statistics=given), x, gamma, beta)[0]
+        norm, given = Norm(eps=eps), (ops.convert_to_tensor(mean), ops.convert_to_tensor(var))
+        y = native.standardize(norm, x, *given, gamma, beta, axis)
+        return run(Plan(norm, axis, statistics=given), x, gamma, beta)[0] if y is None else y
     return operations.standardize(x, mean, var, gamma, beta, axis=axis, eps=eps)
-
-
-#: Bytes of x up to which PyTorch's operators take less than a call of the kernels: for (1024, 256)
-#: in float32 68 µs against 219 on two cores.
-_SMALL = 1 << 20
-
-
-def _is_small_and_constant(norm: Norm, x: Any, axis: int, *parameters: Any) -> bool:
-    """Whether nothing will be differentiated, and PyTorch's operators are quicker."""
-    import torch
-
-    from normkit.torch.native import is_small
-
-    return (
-        not torch.is_grad_enabled()
-        and x.dtype in (torch.float32, torch.float64)
-        and x.numel() * x.element_size() <= _SMALL
-        and is_small(norm, x, axis)
-        and all(p is None or (p.ndim == 1 and p.dtype == x.dtype) for p in parameters)
-    )
-
-
-def _in_place(x: Any, mean: Any, var: Any, gamma: Any, beta: Any, axis: int, eps: float) -> Any:
-    """By PyTorch's operators; its batch norm would fold the mean into beta and cancel digits."""
-    slope = (var + eps).rsqrt()
-    slope = slope if gamma is None else slope * gamma
-    y = (x - operations.placed(mean, x, axis)).mul_(operations.placed(slope, x, axis))
-    return y if beta is None else y.add_(operations.placed(beta, x, axis))
