@@ -170,7 +170,7 @@ def test_an_activation_of_the_users(activation, plain, dtype, library):
 
 @pytest.mark.parametrize("activation", [find_activation("gelu"), WAVE], ids=["gelu", "wave"])
 def test_loops_call_no_functions(activation):
-    """With a call left in them they fill no vector registers, and backward took 5 times as long."""
+    """With a call left in them they fill no vector registers, and take several times as long."""
     nk.register_activation(activation)
     variant = intrinsics.Variant("float32", activation.name, False, False, activation.digest)
     signature = variant, *compiled._SIGNATURES["backpropagate"]

@@ -120,15 +120,20 @@ def test_masks(kind, shape, axis):
     compared(layer, truth, x, dy, unit=2.0**-24, mask=ops.convert_to_tensor(mask), **call)
 
 
+def with_statistics(x, axis, mean):
+    """Batch norm with all that it learns at random, and its oracle of inference."""
+    layer = nkk.BatchNormalization(axis=axis)
+    gamma, beta = prepared(layer, x)
+    statistics = draw(6, seed=2, mean=mean), draw(6, seed=3) ** 2
+    layer.moving_mean.assign(statistics[0])
+    layer.moving_variance.assign(statistics[1])
+    return layer, Oracle(Sets(eps=1e-3), x, gamma, beta, axis=axis, statistics=statistics)
+
+
 @pytest.mark.parametrize(("shape", "axis"), SHAPES)
 def test_inference(shape, axis):
     x, dy = draw(*shape, mean=1e3), draw(*shape, seed=1)
-    layer = nkk.BatchNormalization(axis=axis)
-    gamma, beta = prepared(layer, x)
-    mean, var = draw(6, seed=2, mean=1e3), draw(6, seed=3) ** 2
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(var)
-    truth = Oracle(Sets(eps=1e-3), x, gamma, beta, axis=axis, statistics=(mean, var))
+    layer, truth = with_statistics(x, axis, 1e3)
     compared(layer, truth, x, dy, training=False)
     one = layer(x[:1])
     np.testing.assert_allclose(numbers(one), numbers(layer(x))[:1], rtol=1e-6)
@@ -142,12 +147,7 @@ def test_predictions_far_from_zero(shape, axis):
 
         use_native_up_to(None)
     x = draw(*shape, mean=1e4)
-    layer = nkk.BatchNormalization(axis=axis)
-    gamma, beta = prepared(layer, x)
-    mean, var = draw(6, seed=2, mean=1e4), draw(6, seed=3) ** 2
-    layer.moving_mean.assign(mean)
-    layer.moving_variance.assign(var)
-    truth = Oracle(Sets(eps=1e-3), x, gamma, beta, axis=axis, statistics=(mean, var))
+    layer, truth = with_statistics(x, axis, 1e4)
     y = keras.Sequential([layer]).predict_on_batch(x)
     bounds.check_forward(truth, y, None, "float32", unit=2.0**-24, flush=BACKEND != "torch")
 

@@ -12,14 +12,7 @@ import math
 import numpy as np
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import (
-    ceil_div,
-    data_of,
-    finish_task,
-    first_task,
-    get,
-    keep,
-)
+from normkit.kernels.cpu.geometry import ceil_div, data_of, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     bare,
     compute_size,
@@ -45,14 +38,14 @@ _PILOT = 16
 _PART = 512
 
 
-@part()
+@part
 def address_of(v, geometry, base, field, outer, row, column):
     """Address of an element of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1) + column
     return base + place * itemsize(v)
 
 
-@part()
+@part
 def _sum_columns(
     v, geometry, x, outer0, outer1, row0, rows, column, width, center, pilots, firsts, seconds
 ):
@@ -95,7 +88,7 @@ def _sum_columns(
     keep(part_firsts), keep(part_seconds)
 
 
-@part()
+@part
 def _pool_columns(count, span, center, pilots, firsts, seconds, column):
     """Mean and M2 of the set made of ``span`` columns from ``column`` on."""
     mean, m2 = 0.0, 0.0
@@ -111,7 +104,7 @@ def _pool_columns(count, span, center, pilots, firsts, seconds, column):
     return mean, m2
 
 
-@part()
+@part
 def fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets, coefficients):
     """Mean, scale and shift of each column in the compute dtype, one array after the other."""
     step = width * compute_size(v)
@@ -128,7 +121,7 @@ def fill(v, geometry, gamma, beta, outer, column, width, means, slopes, offsets,
         write_compute(v, coefficients + 2 * step, j, to_compute(v, shift))
 
 
-@part()
+@part
 def row_gamma(v, geometry, gamma, beta, outer, row):
     """A row's gamma and beta, if they vary with the row."""
     if is_crossed(v):
@@ -140,7 +133,7 @@ def row_gamma(v, geometry, gamma, beta, outer, row):
     return to_compute(v, 1.0), to_compute(v, 0.0)
 
 
-@part()
+@part
 def _emit_rows(
     v,
     geometry,
@@ -246,7 +239,7 @@ def moments(v, geometry, x, mean, m2, center, counters):
     keep(pilots), keep(firsts), keep(seconds)
 
 
-@part()
+@part
 def read_lines(base, index, width, into):
     for j in range(width):
         into[j] = read_double(base, index + j)

@@ -6,14 +6,7 @@ import numpy as np
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.across import address_of, fill, read_lines, row_gamma
-from normkit.kernels.cpu.geometry import (
-    ceil_div,
-    data_of,
-    finish_task,
-    first_task,
-    get,
-    keep,
-)
+from normkit.kernels.cpu.geometry import ceil_div, data_of, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     bare,
     compute_size,
@@ -35,7 +28,7 @@ from normkit.kernels.cpu.runs import (
 from normkit.kernels.cpu.sets import gradient_line, remainder, set_slope
 
 
-@part()
+@part
 def _sum_rows(
     v, geometry, x, dy, residual, gamma, beta, outer, row0, row1, column, width, coefficients,
     means, slopes, offsets, firsts, seconds, dgamma, dbeta,
@@ -84,7 +77,7 @@ def _sum_rows(
         row += 1
 
 
-@part()
+@part
 def _emit_gradient_rows(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row0, row1, column, width,
     coefficients, gradients, curved, scratch,
@@ -108,7 +101,7 @@ def _emit_gradient_rows(
         )  # fmt: skip
 
 
-@part()
+@part
 def _fill_gradient(v, means, linears, constants, width, gradients, curved):
     """``linear`` and ``constant`` of each column in the compute dtype."""
     step = width * compute_size(v)
@@ -120,7 +113,7 @@ def _fill_gradient(v, means, linears, constants, width, gradients, curved):
         write_compute(v, gradients + step, j, to_compute(v, constant))
 
 
-@part()
+@part
 def _fold_sums(
     v, geometry, gamma, owner, outer, column, width, slopes, firsts, seconds, dzs, dzxs,
     dgamma, dbeta,

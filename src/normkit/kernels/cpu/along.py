@@ -15,14 +15,7 @@ import math
 import numpy as np
 
 from normkit.kernels.cpu import geometry as geo
-from normkit.kernels.cpu.geometry import (
-    ceil_div,
-    data_of,
-    finish_task,
-    first_task,
-    get,
-    keep,
-)
+from normkit.kernels.cpu.geometry import ceil_div, data_of, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     bare,
     compute_size,
@@ -45,7 +38,7 @@ from normkit.kernels.cpu.sets import is_far, remainder, set_moments, set_slope
 _PILOT = 64
 
 
-@part()
+@part
 def pilot_of(v, x, n):
     """Mean of a run's first elements; 0 if that is not finite."""
     count = min(n, _PILOT)
@@ -56,7 +49,7 @@ def pilot_of(v, x, n):
     return pilot if math.isfinite(pilot) else 0.0
 
 
-@part()
+@part
 def _sum_block(
     v, geometry, x, outer0, outer1, line0, lines, count, pilots, firsts, seconds, center
 ):
@@ -91,14 +84,14 @@ def _sum_block(
             break
 
 
-@part()
+@part
 def row_address(v, geometry, base, field, outer, row):
     """Address of a row of the array whose strides lie at ``field``."""
     place = outer * get(geometry, field) + row * get(geometry, field + 1)
     return base + place * itemsize(v)
 
 
-@part()
+@part
 def line_numbers(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     """gamma, beta, mean, scale and shift as the loops take them."""
     index = outer * get(geometry, geo.GAMMA_OUTER) + row * get(geometry, geo.GAMMA_LINE)
@@ -113,7 +106,7 @@ def line_numbers(v, geometry, gamma, beta, outer, row, mean, slope, offset):
     return gamma, beta, rounded, to_compute(v, slope), to_compute(v, shift)
 
 
-@part()
+@part
 def _emit_row(
     v, geometry, x, residual, y, gamma, beta, outer, row, mean, slope, offset, scratch, cursor, last
 ):

@@ -6,14 +6,7 @@ import numpy as np
 
 from normkit.kernels.cpu import geometry as geo
 from normkit.kernels.cpu.along import line_numbers, row_address
-from normkit.kernels.cpu.geometry import (
-    ceil_div,
-    data_of,
-    finish_task,
-    first_task,
-    get,
-    keep,
-)
+from normkit.kernels.cpu.geometry import ceil_div, data_of, finish_task, first_task, get, keep
 from normkit.kernels.cpu.intrinsics import (
     bare,
     is_crossed,
@@ -27,7 +20,7 @@ from normkit.kernels.cpu.runs import TILE, affine_sums_along, emit_gradient, gra
 from normkit.kernels.cpu.sets import gradient_line, remainder, set_slope
 
 
-@part()
+@part
 def _row_sums(
     v, geometry, x, dy, residual, gamma, beta, outer, row, mean, slope, offset, dbeta, dgamma
 ):
@@ -51,7 +44,7 @@ def _row_sums(
     return gradient_sums_along(v, x, dy, residual, n, mean, rounded, factor, shift, gamma, beta)
 
 
-@part()
+@part
 def _emit_gradient_row(
     v, geometry, x, dy, residual, dx, dz_out, gamma, beta, outer, row, mean, slope, offset,
     linear, constant, curved, scratch, cursor, last,
@@ -75,7 +68,7 @@ def _emit_gradient_row(
     )  # fmt: skip
 
 
-@part()
+@part
 def _gamma_number(v, geometry, gamma, outer, row):
     """The row's gamma; 1 where it varies inside the row and is in the sums already."""
     if is_crossed(v):
@@ -85,7 +78,7 @@ def _gamma_number(v, geometry, gamma, outer, row):
     )
 
 
-@part()
+@part
 def _add(base, index, value):
     write_double(base, index, read_double(base, index) + value)
 

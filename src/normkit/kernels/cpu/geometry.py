@@ -59,18 +59,18 @@ class Geometry:
  RESIDUAL_OUTER, RESIDUAL_ROW) = range(20)  # fmt: skip
 
 
-@part()
+@part
 def ceil_div(a, b):
     return (a + b - 1) // b
 
 
-@part()
+@part
 def first_task(counters):
     """Threads draw tasks from a shared counter; a lone thread takes them in turn."""
     return fetch_add(counters, 0, 1) if counters else 0
 
 
-@part()
+@part
 def finish_task(counters, task):
     """Count a task as done and draw the next."""
     if not counters:
@@ -79,18 +79,18 @@ def finish_task(counters, task):
     return fetch_add(counters, 0, 1)
 
 
-@part()
+@part
 def get(geometry, field):
     return read_integer(geometry, field)
 
 
-@part()
+@part
 def data_of(array):
     """Where a buffer begins, as a signed number like all addresses: each type means code more."""
     return np.intp(array.ctypes.data)
 
 
-@part()
+@part
 def keep(array):
     """Keeps a buffer alive up to here: kernels hold addresses, which Numba does not count."""
     return array.size

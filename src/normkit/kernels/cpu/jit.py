@@ -8,8 +8,7 @@ from numba import njit
 
 __all__ = ["INLINED", "inlined", "kernel", "part"]
 
-#: For functions that only kernels call: without what lets Python and C call them, which took a
-#: tenth of the time to compile.
+#: For functions that only kernels call: what would let Python and C call them is not compiled.
 part = partial(njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 #: For what loops do with one element: LLVM fills vector registers only where no call is left, and

@@ -192,7 +192,7 @@ def _sums_across_one(v, x, n, pilot, first, second):
         _add_second(second, i, _second(second, i) + d * d)
 
 
-@part()
+@part
 def sums_across(v, x, stride, rows, n, pilot, first, second):
     """Add x - pilot and its square of every row to the sums of its columns."""
     row = 0
@@ -256,7 +256,7 @@ def affine_sums_across(
 TILE = 2048
 
 
-@part()
+@part
 def flush(target, scratch, size):
     """Move ``size`` bytes from scratch to memory, whole cache lines past the cache."""
     head = min(-target % low.CACHE_LINE, size)
@@ -279,7 +279,7 @@ def _advance(v, value, count):
     return lambda v, value, count: value + count * compute_size(v)
 
 
-@part()
+@part
 def emit_normalized(
     v, x, residual, y, n, mean, scale, shift, gamma, beta, streamed, scratch, cursor, last
 ):
@@ -308,7 +308,7 @@ def emit_normalized(
     return cursor
 
 
-@part()
+@part
 def emit_gradient(
     v, x, dy, residual, dx, dz_out, n, mean, scale, shift, gamma, beta, linear, constant, curved,
     streamed, scratch, cursor, last,

@@ -17,13 +17,13 @@ from_sums, inverse_std, gradient_line = (
 )
 
 
-@part()
+@part
 def is_far(count, first, second):
     """Whether the pilot lies so far from the mean (a deviation) that digits were lost."""
     return first * first > 0.5 * count * second
 
 
-@part()
+@part
 def set_moments(count, pilot, first, second, center):
     """Mean and M2 of a set; an uncentred norm's mean is zero and its M2 the sum of squares."""
     if center:
@@ -31,7 +31,7 @@ def set_moments(count, pilot, first, second, center):
     return 0.0, second
 
 
-@part()
+@part
 def set_slope(m2, count, eps, center, scale):
     """:func:`normkit.coefficients.set_slope` of one set that is not empty."""
     if center and count < 2.0:
@@ -39,7 +39,7 @@ def set_slope(m2, count, eps, center, scale):
     return inverse_std(m2 / count, eps) if scale else 1.0
 
 
-@part()
+@part
 def remainder(mean, rounded):
     """What rounding the mean to the compute dtype left behind, for the additive coefficient."""
     rest = mean - np.float64(rounded)
